@@ -1,0 +1,13 @@
+"""Errors that the person at the keyboard can cause, each of one clear line."""
+
+
+class TwinGPTError(Exception):
+    """What was wrong, where, and what to do, in one line. The command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(TwinGPTError):
+    """An option, a name or a setting that cannot be meant."""
+
+    exit_code = 2

@@ -1,0 +1,78 @@
+"""`manifest.json`: what the packed token files hold, written by `pack`, read by the trainer."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from twingpt.core.errors import TwinGPTError
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+
+Layout = Literal["rows", "contiguous"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One packed file.
+
+    tokens: tokens in the file, [PAD] tails included.
+    text_bytes: UTF-8 bytes of the text behind the tokens, special tokens counting zero.
+    mask_file: one byte a token, 1 = counted in the loss when it is the target; None = every token but [PAD] counts.
+    """
+
+    file: str
+    tokens: int
+    documents: int
+    text_bytes: int
+    sha256: str
+    mask_file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contract between `pack` and `train`.
+
+    layout "rows": the file is rows of block_size + 1 tokens, each starting at a [BOS].
+    layout "contiguous": one stream of documents; any block_size up to its length can be trained on.
+    """
+
+    layout: Layout
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: int
+    block_size: int
+    pad_id: int
+    template: str
+    text_sha256: str
+    tokenizer_sha256: str
+    train: Split
+    val: Split
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def load(cls, data_dir: Path) -> "Manifest":
+        """Read DATA/manifest.json. Raises TwinGPTError if it is missing, damaged or of another version."""
+        path = data_dir / MANIFEST_FILE
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise TwinGPTError(
+                f"{data_dir} holds no {MANIFEST_FILE}: make it with `twingpt prepare RAW.txt --out {data_dir}`"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise TwinGPTError(f"{path} cannot be read ({error}): run `twingpt prepare` again") from None
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION:
+            raise TwinGPTError(
+                f"{path} has format version {version}, this twingpt reads {FORMAT_VERSION}: run `twingpt prepare` again"
+            )
+        try:
+            return cls(**{**raw, "train": Split(**raw["train"]), "val": Split(**raw["val"])})
+        except (TypeError, KeyError) as error:
+            raise TwinGPTError(f"{path} is damaged ({error}): run `twingpt prepare` again") from None
+
+    def save(self, data_dir: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=2)
+        (data_dir / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
