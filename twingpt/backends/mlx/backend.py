@@ -1,0 +1,200 @@
+"""The Backend protocol on MLX."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+from numpy.typing import NDArray
+
+from twingpt.backends.mlx.model import GPT, CacheView, KVCache
+from twingpt.backends.mlx.step import clip_and_update, create_optimizer, eval_loss_sum, loss_sum
+from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
+from twingpt.core.cache import attention_span, decode_plan, prefill_plan
+from twingpt.core.errors import TwinGPTError
+from twingpt.core.memory import process_memory
+from twingpt.core.params import parameter_table
+from twingpt.core.spec import GPTSpec
+from twingpt.core.state import ADAMW_COUNT, ADAMW_M, ADAMW_V, MODEL, check_state, has_optimizer
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def on_device(method: Method) -> Method:
+    """Run a method's operations on the backend's own device: two backends of one process may differ in it."""
+
+    @functools.wraps(method)
+    def wrapped(self: MLXBackend, *args: Any) -> Any:
+        with mx.stream(self._device):
+            return method(self, *args)
+
+    return cast(Method, wrapped)
+
+
+class MLXBackend:
+    name: BackendName = "mlx"
+
+    def __init__(self, spec: GPTSpec, config: EngineConfig) -> None:
+        self.spec = spec
+        self.config = config
+        self._device, self.device = choose_device(config.device)
+        self._table = parameter_table(spec)
+        self._dtype = mx.bfloat16 if config.precision == "bfloat16" else mx.float32
+        with mx.stream(self._device):
+            self._model = GPT(spec, self._dtype)
+            self._m, self._v, self._count = create_optimizer(self._table)
+        self._set_weights({name: mx.zeros(param.shape) for name, param in self._table.items()})
+        self._loss_and_grads = mx.value_and_grad(self._loss)
+        self._micro_step = mx.compile(self._loss_and_grads)
+        self._update = mx.compile(clip_and_update(self._table, config))
+        self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
+
+    @on_device
+    def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
+        tokens = int((targets >= 0).sum())
+        weights = self._weights()
+        total, grads = mx.array(0.0), None
+        for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+            key = mx.random.key(micro_batch_seed(self.config.seed, step, micro_batch))
+            loss, new = self._micro_step(weights, _to_mlx(x), _to_mlx(y), key)
+            grads = new if grads is None else {name: grads[name] + new[name] for name in grads}
+            total = total + loss
+            if len(inputs) > 1:
+                # One micro-batch's graph at a time, or the activations of all of them would live together.
+                mx.async_eval(total, grads)
+        weights, self._m, self._v, self._count, norm, applied = self._update(
+            weights, self._m, self._v, self._count, grads, total, mx.array(float(tokens)), mx.array(lr)
+        )
+        self._set_weights(weights)
+        # What is left of the old arrays belongs to the graph alone now, which may write over them.
+        del weights, grads, new
+        mx.async_eval(self._model.parameters(), self._m, self._v, self._count, total, norm, applied)
+        self._pending.append((total, tokens, norm, applied))
+
+    def read_stats(self) -> StepStats:
+        stats = StepStats()
+        for loss, tokens, norm, applied in self._pending:
+            stats.loss_sums.append(float(loss))
+            stats.tokens.append(tokens)
+            stats.grad_norms.append(float(norm))
+            stats.applied.append(bool(applied))
+        self._pending.clear()
+        return stats
+
+    @on_device
+    def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
+        loss = eval_loss_sum(self._model, _to_mlx(inputs), _to_mlx(targets), self.config.loss_chunk)
+        return float(loss), int((targets >= 0).sum())
+
+    @on_device
+    def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
+        weights = self._weights()
+        loss, grads = self._loss_and_grads(weights, _to_mlx(inputs), _to_mlx(targets), None)
+        self._set_weights(weights)
+        tokens = int((targets >= 0).sum())
+        return float(loss) / tokens, {MODEL + name: _to_numpy(grads[name] / tokens) for name in self._table}
+
+    @on_device
+    def logits(self, tokens: Array) -> NDArray[np.float32]:
+        return _to_numpy(self._model.logits(self._model(_to_mlx(tokens))))
+
+    @on_device
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        return KVCache(self.spec, slots, min(capacity, self.spec.block_size), self._dtype)
+
+    @on_device
+    def prefill(self, cache: KVCache, slot: int, tokens: Array) -> NDArray[np.float32]:
+        padded, positions = prefill_plan(tokens, cache.capacity)
+        view = CacheView(cache, mx.array([slot]), mx.array(positions), 0, None)
+        logits = self._cached_logits(padded[None], view, last=len(tokens) - 1)
+        cache.lengths[slot] = len(tokens)
+        return logits[0]
+
+    @on_device
+    def decode(self, cache: KVCache, slots: list[int], tokens: Array) -> NDArray[np.float32]:
+        lengths = [cache.lengths[slot] for slot in slots]
+        span = attention_span(max(lengths) + 1, cache.capacity)
+        positions, mask = decode_plan(lengths, span)
+        view = CacheView(cache, mx.array(slots), mx.array(positions), span, mx.array(mask))
+        logits = self._cached_logits(np.asarray(tokens)[:, None], view, last=0)
+        for slot in slots:
+            cache.lengths[slot] += 1
+        return logits
+
+    def free(self, cache: KVCache, slot: int) -> None:
+        cache.lengths[slot] = 0
+
+    def export_state(self) -> State:
+        state: State = {}
+        for name, weight in self._weights().items():
+            state[MODEL + name] = _to_numpy(weight)
+            state[ADAMW_M + name] = _to_numpy(self._m[name])
+            state[ADAMW_V + name] = _to_numpy(self._v[name])
+            state[ADAMW_COUNT] = np.array(self._count.item(), dtype=np.int64)
+        return state
+
+    @on_device
+    def load_state(self, state: State) -> None:
+        check_state(self.spec, state)
+        self._set_weights({name: mx.array(state[MODEL + name]) for name in self._table})
+        if has_optimizer(state):
+            self._m = {name: mx.array(state[ADAMW_M + name]) for name in self._table}
+            self._v = {name: mx.array(state[ADAMW_V + name]) for name in self._table}
+            self._count = mx.array(int(state[ADAMW_COUNT]), dtype=mx.int32)
+        mx.eval(self._model.parameters(), self._m, self._v, self._count)
+
+    def memory(self) -> tuple[int, int]:
+        if self.device == "cpu":
+            return process_memory()
+        return mx.get_active_memory(), mx.get_peak_memory()
+
+    def synchronize(self) -> None:
+        mx.synchronize(mx.default_stream(self._device))
+
+    def _cached_logits(self, tokens: Array, view: CacheView, last: int) -> NDArray[np.float32]:
+        hidden = self._model(_to_mlx(tokens), view)
+        logits = self._model.logits(hidden[:, last])
+        mx.eval(logits, view.cache.k, view.cache.v)
+        return _to_numpy(logits)
+
+    def _loss(
+        self, weights: dict[str, mx.array], inputs: mx.array, targets: mx.array, key: mx.array | None
+    ) -> mx.array:
+        # Differentiating or compiling this leaves placeholders in the model: whoever does so sets the weights after.
+        self._set_weights(weights)
+        return loss_sum(self._model, inputs, targets, self.config.loss_chunk, key)
+
+    def _weights(self) -> dict[str, mx.array]:
+        flat = dict(tree_flatten(self._model.parameters()))
+        return {name: flat[name] for name in self._table}
+
+    def _set_weights(self, weights: dict[str, mx.array]) -> None:
+        self._model.update(tree_unflatten(list(weights.items())))
+
+
+def create(spec: GPTSpec, config: EngineConfig) -> MLXBackend:
+    return MLXBackend(spec, config)
+
+
+def choose_device(choice: str) -> tuple[mx.Device, str]:
+    """auto: Metal or CUDA, else cpu. Raises TwinGPTError if a gpu is asked for and there is none."""
+    if choice != "cpu":
+        if mx.metal.is_available():
+            return mx.Device(mx.gpu), "metal"
+        if mx.cuda.is_available():
+            return mx.Device(mx.gpu), "cuda"
+        if choice == "gpu":
+            raise TwinGPTError("--device gpu: mlx sees neither Metal nor CUDA here; use --device auto or cpu")
+    return mx.Device(mx.cpu), "cpu"
+
+
+def _to_mlx(array: Array) -> mx.array:
+    return mx.array(np.ascontiguousarray(array, dtype=np.int32))
+
+
+def _to_numpy(array: mx.array) -> NDArray[Any]:
+    return np.array(array.astype(mx.float32))

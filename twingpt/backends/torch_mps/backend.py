@@ -1,0 +1,199 @@
+"""The Backend protocol on PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache
+from twingpt.backends.torch_mps.step import clip_and_update, create_optimizer, loss_sum, skips_found_inf
+from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
+from twingpt.core.cache import attention_span, decode_plan, prefill_plan
+from twingpt.core.errors import TwinGPTError
+from twingpt.core.memory import process_memory
+from twingpt.core.params import parameter_table
+from twingpt.core.spec import GPTSpec
+from twingpt.core.state import ADAMW_COUNT, ADAMW_M, ADAMW_V, MODEL, check_state, has_optimizer
+
+
+class TorchBackend:
+    name: BackendName = "mps"
+
+    def __init__(self, spec: GPTSpec, config: EngineConfig) -> None:
+        self.spec = spec
+        self.config = config
+        self._device = choose_device(config.device)
+        self.device = self._device.type
+        self._table = parameter_table(spec)
+        with torch.device("meta"):
+            model = GPT(spec)
+        self._model = model.to_empty(device=self._device)
+        self._optimizer, self._parameters = create_optimizer(self._model, self._table, config)
+        self._on_device_skip = skips_found_inf(self._device)
+        self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
+
+    def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
+        self._model.train()
+        tokens = int((targets >= 0).sum())
+        total = torch.zeros((), device=self._device)
+        for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+            torch.manual_seed(micro_batch_seed(self.config.seed, step, micro_batch))
+            with self._autocast():
+                loss = loss_sum(self._model, self._to_device(x), self._to_device(y), self.config.loss_chunk)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm, applied = clip_and_update(
+            self._optimizer,
+            list(self._parameters.values()),
+            total,
+            tokens,
+            self.config,
+            lr,
+            self._on_device_skip,
+        )
+        self._pending.append((total, tokens, norm, applied))
+
+    def read_stats(self) -> StepStats:
+        stats = StepStats()
+        if self._pending:
+            rows = torch.stack([torch.stack((loss, norm, ok.float())) for loss, _, norm, ok in self._pending])
+            for (loss, norm, applied), (_, tokens, _, _) in zip(rows.tolist(), self._pending, strict=True):
+                stats.loss_sums.append(loss)
+                stats.tokens.append(tokens)
+                stats.grad_norms.append(norm)
+                stats.applied.append(bool(applied))
+        self._pending.clear()
+        return stats
+
+    @torch.no_grad()
+    def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
+        self._model.eval()
+        with self._autocast():
+            loss = loss_sum(self._model, self._to_device(inputs), self._to_device(targets), self.config.loss_chunk)
+        return float(loss), int((targets >= 0).sum())
+
+    def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
+        self._model.eval()
+        with self._autocast():
+            loss = loss_sum(self._model, self._to_device(inputs), self._to_device(targets), self.config.loss_chunk)
+        mean = loss / int((targets >= 0).sum())
+        grads = torch.autograd.grad(mean, list(self._parameters.values()))
+        return mean.item(), {
+            MODEL + name: grad.float().cpu().numpy() for name, grad in zip(self._parameters, grads, strict=True)
+        }
+
+    @torch.no_grad()
+    def logits(self, tokens: Array) -> NDArray[np.float32]:
+        self._model.eval()
+        with self._autocast():
+            logits = self._model.logits(self._model(self._to_device(tokens)))
+        return _to_numpy(logits)
+
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        return KVCache(self.spec, slots, min(capacity, self.spec.block_size), self._device, dtype)
+
+    def prefill(self, cache: KVCache, slot: int, tokens: Array) -> NDArray[np.float32]:
+        padded, positions = prefill_plan(tokens, cache.capacity)
+        view = CacheView(cache, self._to_device(np.array([slot])), self._to_device(positions), 0, None)
+        logits = self._cached_logits(padded[None], view, last=len(tokens) - 1)
+        cache.lengths[slot] = len(tokens)
+        return logits[0]
+
+    def decode(self, cache: KVCache, slots: list[int], tokens: Array) -> NDArray[np.float32]:
+        lengths = [cache.lengths[slot] for slot in slots]
+        span = attention_span(max(lengths) + 1, cache.capacity)
+        positions, mask = decode_plan(lengths, span)
+        view = CacheView(
+            cache,
+            self._to_device(np.array(slots)),
+            self._to_device(positions),
+            span,
+            torch.from_numpy(mask).to(self._device),
+        )
+        logits = self._cached_logits(np.asarray(tokens)[:, None], view, last=0)
+        for slot in slots:
+            cache.lengths[slot] += 1
+        return logits
+
+    def free(self, cache: KVCache, slot: int) -> None:
+        cache.lengths[slot] = 0
+
+    @torch.no_grad()
+    def export_state(self) -> State:
+        state: State = {}
+        for name, parameter in self._parameters.items():
+            moments = self._optimizer.state[parameter]
+            state[MODEL + name] = _to_numpy(parameter)
+            state[ADAMW_M + name] = _to_numpy(moments["exp_avg"])
+            state[ADAMW_V + name] = _to_numpy(moments["exp_avg_sq"])
+            state[ADAMW_COUNT] = np.array(int(moments["step"]), dtype=np.int64)
+        return state
+
+    @torch.no_grad()
+    def load_state(self, state: State) -> None:
+        check_state(self.spec, state)
+        for name, parameter in self._parameters.items():
+            parameter.copy_(torch.from_numpy(state[MODEL + name]))
+            if has_optimizer(state):
+                moments = self._optimizer.state[parameter]
+                moments["exp_avg"].copy_(torch.from_numpy(state[ADAMW_M + name]))
+                moments["exp_avg_sq"].copy_(torch.from_numpy(state[ADAMW_V + name]))
+                moments["step"].fill_(int(state[ADAMW_COUNT]))
+
+    def memory(self) -> tuple[int, int]:
+        if self.device == "cuda":
+            return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+        if self.device == "mps":
+            # Metal keeps no peak counter; the driver's figure includes what the allocator holds on to.
+            return torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
+        return process_memory()
+
+    def synchronize(self) -> None:
+        if self.device != "cpu":
+            getattr(torch, self.device).synchronize()
+
+    @torch.no_grad()
+    def _cached_logits(self, tokens: Array, view: CacheView, last: int) -> NDArray[np.float32]:
+        self._model.eval()
+        with self._autocast():
+            hidden = self._model(self._to_device(tokens), view)
+            return _to_numpy(self._model.logits(hidden[:, last]))
+
+    def _to_device(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
+
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        if self.config.precision == "bfloat16":
+            with torch.autocast(self.device, dtype=torch.bfloat16):
+                yield
+        else:
+            yield
+
+
+def create(spec: GPTSpec, config: EngineConfig) -> TorchBackend:
+    return TorchBackend(spec, config)
+
+
+def choose_device(choice: str) -> torch.device:
+    """auto: mps, else cuda, else cpu. Raises TwinGPTError if a gpu is asked for and there is none."""
+    if choice != "cpu":
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if choice == "gpu":
+            raise TwinGPTError("--device gpu: torch sees neither Metal nor CUDA here; use --device auto or cpu")
+    return torch.device("cpu")
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """A float32 copy that later updates in place do not reach."""
+    return np.array(tensor.detach().float().cpu().numpy())

@@ -1,0 +1,145 @@
+"""The GPT in PyTorch. Module names give the canonical parameter names of twingpt.core.params."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twingpt.core.spec import GPTSpec
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, spec: GPTSpec) -> None:
+        super().__init__()
+        self.n_head = spec.n_head
+        self.head_dim = spec.head_dim
+        self.dropout = spec.dropout
+        self.qkv = nn.Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)
+        self.proj = nn.Linear(spec.n_embd, spec.n_embd, bias=spec.bias)
+        self.resid_drop = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (part.view(B, T, self.n_head, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(C, dim=2))
+        mask = None
+        if cache is not None:
+            k, v, mask = cache.update(k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None
+        )
+        return self.resid_drop(self.proj(y.transpose(1, 2).reshape(B, T, C)))
+
+
+class MLP(nn.Module):
+    def __init__(self, spec: GPTSpec) -> None:
+        super().__init__()
+        hidden = spec.mlp_ratio * spec.n_embd
+        self.approximate = "tanh" if spec.activation == "gelu_tanh" else "none"
+        self.fc = nn.Linear(spec.n_embd, hidden, bias=spec.bias)
+        self.proj = nn.Linear(hidden, spec.n_embd, bias=spec.bias)
+        self.resid_drop = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resid_drop(self.proj(F.gelu(self.fc(x), approximate=self.approximate)))
+
+
+class Block(nn.Module):
+    def __init__(self, spec: GPTSpec) -> None:
+        super().__init__()
+        self.ln1 = norm(spec)
+        self.attn = CausalSelfAttention(spec)
+        self.ln2 = norm(spec)
+        self.mlp = MLP(spec)
+
+    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        x = x + self.attn(self.ln1(x), cache)
+        return x + self.mlp(self.ln2(x))
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer after the spec. Weights come from outside (core.init or a checkpoint)."""
+
+    def __init__(self, spec: GPTSpec) -> None:
+        super().__init__()
+        self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
+        self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
+        self.drop = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
+        self.ln_f = norm(spec)
+        if not spec.tie_embeddings:
+            self.head = nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
+        self.tied = spec.tie_embeddings
+
+    def forward(self, tokens: Tensor, view: CacheView | None = None) -> Tensor:
+        """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device) if view is None else view.positions
+        x = self.drop(self.tok_emb(tokens) + self.pos_emb(positions))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, None if view is None else view.layer(layer))
+        return self.ln_f(x)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocab_size, n_embd]"""
+        return self.tok_emb.weight if self.tied else self.head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., n_embd] -> float32 logits [..., vocab_size]."""
+        return F.linear(hidden, self.head_weight).float()
+
+
+def norm(spec: GPTSpec) -> nn.Module:
+    return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps, bias=spec.bias)
+
+
+class KVCache:
+    """Keys and values of `slots` sequences, preallocated: [n_layer, slots, n_head, capacity, head_dim] each."""
+
+    def __init__(self, spec: GPTSpec, slots: int, capacity: int, device: torch.device, dtype: torch.dtype):
+        shape = (spec.n_layer, slots, spec.n_head, capacity, spec.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = [0] * slots
+        self.capacity = capacity
+
+
+@dataclass(slots=True)
+class CacheView:
+    """One forward pass over a cache: where each token goes, and what each may attend to.
+
+    positions: int64 [n, T] of the tokens; slots: int64 [n].
+    mask: None for a causal pass over an empty slot, else bool [n, 1, T, span] over the first `span` cached tokens.
+    """
+
+    cache: KVCache
+    slots: Tensor
+    positions: Tensor
+    span: int
+    mask: Tensor | None
+
+    def layer(self, index: int) -> LayerCache:
+        return LayerCache(self, self.cache.k[index], self.cache.v[index])
+
+
+@dataclass(slots=True)
+class LayerCache:
+    view: CacheView
+    k: Tensor
+    v: Tensor
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store new keys and values [n, n_head, T, head_dim]; returns what to attend to, and the mask."""
+        view = self.view
+        rows = view.slots[:, None]
+        self.k[rows, :, view.positions] = k.transpose(1, 2).to(self.k.dtype)
+        self.v[rows, :, view.positions] = v.transpose(1, 2).to(self.v.dtype)
+        if view.mask is None:
+            return k, v, None
+        return (
+            self.k[view.slots, :, : view.span].to(k.dtype),
+            self.v[view.slots, :, : view.span].to(v.dtype),
+            view.mask,
+        )

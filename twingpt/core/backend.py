@@ -1,0 +1,158 @@
+"""The line between what both engines share and what each owns: the Backend protocol and the lazy registry.
+
+NumPy goes in; NumPy, floats or an opaque handle come out; no device tensor crosses.
+"""
+
+import importlib
+import importlib.util
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.spec import GPTSpec, check_types
+
+BackendName = Literal["mps", "mlx"]
+DeviceChoice = Literal["auto", "gpu", "cpu"]
+Precision = Literal["float32", "bfloat16"]
+
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+State = dict[str, NDArray[Any]]
+"""`model/<name>`, `adamw.m/<name>`, `adamw.v/<name>` (float32) and `adamw.count` (int64, shape [])."""
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What an engine needs beyond the spec.
+
+    AdamW: decoupled weight decay, always bias-corrected (Loshchilov and Hutter, arXiv 1711.05101).
+    grad_clip: largest L2 norm of the whole gradient; 0 turns clipping off.
+    precision: of the matrix products; weights, moments and reductions are float32 either way.
+    loss_chunk: tokens whose logits exist at one time, so that [B * T, V] is never whole.
+    seed: with (step, micro-batch) it keys dropout.
+    """
+
+    device: DeviceChoice = "auto"
+    precision: Precision = "float32"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    loss_chunk: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self, "train")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 0 and below 1")
+
+
+@dataclass(slots=True)
+class StepStats:
+    """Per update since the last read, oldest first.
+
+    loss_sums: summed cross-entropy in nats over the counted tokens; grad_norms: before clipping;
+    applied: False where a non-finite loss or gradient made the engine leave every weight, moment and count alone.
+    """
+
+    loss_sums: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    applied: list[bool] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss a counted token over the updates read; NaN if there were none."""
+        tokens = sum(self.tokens)
+        return sum(self.loss_sums) / tokens if tokens else float("nan")
+
+
+class Backend(Protocol):
+    """One engine holding one model and its optimizer on one device."""
+
+    name: BackendName
+    device: str
+    spec: GPTSpec
+
+    def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
+        """One update from int32 [A, B, T]: A micro-batches accumulated. Target -1 is not counted.
+
+        The loss is summed over the counted tokens of all micro-batches and divided once. Never waits for the device.
+        """
+
+    def read_stats(self) -> StepStats:
+        """What happened since the last read. The only call of the training loop that waits for the device."""
+
+    def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
+        """(summed loss in nats, counted tokens) of int32 [B, T], without dropout."""
+
+    def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
+        """Mean loss and its unclipped gradients by `model/<name>`, without dropout."""
+
+    def logits(self, tokens: Array) -> NDArray[np.float32]:
+        """int32 [B, T] -> float32 [B, T, V], without dropout."""
+
+    def new_cache(self, slots: int, capacity: int) -> Any:
+        """A key-value cache for `slots` sequences of up to `capacity` tokens, allocated now."""
+
+    def prefill(self, cache: Any, slot: int, tokens: Array) -> NDArray[np.float32]:
+        """Fill an empty slot from int32 [T]; returns the logits [V] after the last token."""
+
+    def decode(self, cache: Any, slots: list[int], tokens: Array) -> NDArray[np.float32]:
+        """Append one token to each of n slots; returns the logits [n, V] after each."""
+
+    def free(self, cache: Any, slot: int) -> None:
+        """Empty a slot."""
+
+    def export_state(self) -> State:
+        """Weights and optimizer state, copied to NumPy."""
+
+    def load_state(self, state: State) -> None:
+        """Take over weights, and optimizer state if there is any. Raises TwinGPTError on a wrong name or shape."""
+
+    def memory(self) -> tuple[int, int]:
+        """(active, peak) bytes on the device; resident set of the process on the CPU."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has nothing left to do."""
+
+
+def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
+    """The 32-bit seed of an engine's generator: a function of where the run stands, so no generator state is saved."""
+    return zlib.crc32(f"{seed}/{step}/{micro_batch}".encode())
+
+
+def create_backend(name: str, spec: GPTSpec, config: EngineConfig | None = None) -> Backend:
+    """Import the engine asked for, and only that one.
+
+    Raises UsageError for a name that is no engine, TwinGPTError if its framework is not installed.
+    """
+    packages = {"mps": ("torch_mps", "torch", "torch"), "mlx": ("mlx", "mlx.core", "mlx")}
+    if name not in packages:
+        raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    package, framework, extra = packages[name]
+    if not framework_installed(framework):
+        raise TwinGPTError(f"backend {name} needs {extra}, which is not installed: pip install 'twingpt[{extra}]'")
+    module = importlib.import_module(f"twingpt.backends.{package}.backend")
+    backend: Backend = module.create(spec, config or EngineConfig())
+    return backend
+
+
+def framework_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def installed_backends() -> list[BackendName]:
+    frameworks: dict[BackendName, str] = {"mps": "torch", "mlx": "mlx.core"}
+    return [name for name in BACKENDS if framework_installed(frameworks[name])]

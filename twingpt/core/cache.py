@@ -1,0 +1,36 @@
+"""Where tokens go in a key-value cache, and what they may attend to: the arithmetic both engines share."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twingpt.core.backend import Array
+from twingpt.core.errors import TwinGPTError
+
+BUCKET = 64
+"""Lengths are rounded up to this many tokens: Metal compiles a kernel for every new shape it meets."""
+
+
+def attention_span(length: int, capacity: int) -> int:
+    """How many cached positions to attend over: `length` rounded up to a bucket. Raises TwinGPTError when full."""
+    if length > capacity:
+        raise TwinGPTError(f"the key-value cache holds {capacity} tokens and is full")
+    return min(capacity, -(-length // BUCKET) * BUCKET)
+
+
+def prefill_plan(tokens: Array, capacity: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(tokens padded to a bucket [T'], positions [1, T']).
+
+    A causal pass leaves the padding out of every real token's sight, and the next decode overwrites its first entry.
+    """
+    if len(tokens) == 0:
+        raise TwinGPTError("a prompt needs at least one token")
+    padded = np.zeros(attention_span(len(tokens), capacity), dtype=np.int32)
+    padded[: len(tokens)] = tokens
+    return padded, np.arange(len(padded), dtype=np.int32)[None]
+
+
+def decode_plan(lengths: list[int], span: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """(positions [n, 1], mask [n, 1, 1, span]) for one more token in each of n slots of these lengths."""
+    positions = np.array(lengths, dtype=np.int32)[:, None]
+    mask = np.arange(span) <= positions
+    return positions, mask[:, None, None, :]

@@ -1,0 +1,72 @@
+"""One sampler for both engines: logits in, a token out. The same seed gives the same text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twingpt.core.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
+
+    The filters act in this order: repetition penalty, temperature, top-k, top-p (Holtzman et al., arXiv 1904.09751),
+    min-p (Nguyen et al., arXiv 2407.01082). The penalty (Keskar et al., arXiv 1909.05858) divides a positive logit of
+    every token already seen and multiplies a negative one.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0.0:
+            raise UsageError(f"--temperature {self.temperature}: it must be 0 (greedy) or above")
+        if self.top_k < 0:
+            raise UsageError(f"--top-k {self.top_k}: it must be 0 (off) or above")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UsageError(f"--top-p {self.top_p}: it must be above 0 and at most 1 (off)")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise UsageError(f"--min-p {self.min_p}: it must lie between 0 (off) and 1")
+        if not self.repetition_penalty > 0.0:
+            raise UsageError(f"--repetition-penalty {self.repetition_penalty}: it must be above 0 (1 is off)")
+
+
+def sample(
+    logits: NDArray[np.float32], sampling: Sampling, position: int, seen: NDArray[np.integer] | None = None
+) -> int:
+    """The next token from logits [V].
+
+    position: how many tokens this sequence has been given so far; with the seed it keys the random number, so a
+    sequence does not depend on its neighbours in a batch.
+    seen: tokens that the repetition penalty applies to.
+    """
+    scores = logits.astype(np.float64)
+    if sampling.repetition_penalty != 1.0 and seen is not None and len(seen):
+        unique = np.unique(seen)
+        penalty = sampling.repetition_penalty
+        scores[unique] = np.where(scores[unique] > 0, scores[unique] / penalty, scores[unique] * penalty)
+    if sampling.temperature == 0.0:
+        return int(scores.argmax())
+
+    scores /= sampling.temperature
+    if 0 < sampling.top_k < scores.size:
+        candidates = np.argpartition(scores, -sampling.top_k)[-sampling.top_k :]
+    else:
+        candidates = np.arange(scores.size)
+    # Most likely first, ties by token id: the order decides which token a random number falls on.
+    candidates = candidates[np.lexsort((candidates, -scores[candidates]))]
+    probabilities = np.exp(scores[candidates] - scores[candidates[0]])
+    probabilities /= probabilities.sum()
+
+    keep = probabilities >= sampling.min_p * probabilities[0]
+    # The token that carries the sum over top_p stays, and so the first always does.
+    keep &= np.cumsum(probabilities) - probabilities < sampling.top_p
+    cumulative = np.cumsum(probabilities * keep)
+    uniform = np.random.Generator(np.random.PCG64([sampling.seed, position])).random()
+    return int(candidates[np.searchsorted(cumulative, uniform * cumulative[-1], side="right")])

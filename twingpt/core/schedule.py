@@ -1,0 +1,35 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from twingpt.core.errors import UsageError
+
+ScheduleKind = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Linear warm-up over warmup_steps to peak, then constant, or cosine decay to `floor` at `steps`."""
+
+    kind: ScheduleKind
+    peak: float
+    floor: float
+    warmup_steps: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.floor <= self.peak:
+            raise UsageError(
+                f"train.min_learning_rate = {self.floor} must lie between 0 and learning_rate = {self.peak}"
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of update number `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return self.peak
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        return self.floor + 0.5 * (self.peak - self.floor) * (1.0 + math.cos(math.pi * progress))
