@@ -1,0 +1,145 @@
+"""What a run was asked to do: RUN/config.toml, and how preset, config file and options make it."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from twingpt.core.backend import DeviceChoice, EngineConfig, Precision
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.presets import find_preset
+from twingpt.core.schedule import Schedule, ScheduleKind
+from twingpt.core.spec import GPTSpec, build, check_types
+
+CONFIG_FILE = "config.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Defaults are the user's recipe: AdamW at a constant 3e-4.
+
+    steps: updates in all; it defines the schedule.
+    batch_size: sequences an update; micro_batch divides it (0: the whole batch at once).
+    eval_every, save_every: in steps, 0 = only at the end. log_every: steps between two lines of metrics.
+    eval_windows: validation windows an evaluation looks at, spread evenly (0: all).
+    keep_last: checkpoints kept besides the best one (0: all).
+    """
+
+    steps: int = 20_000
+    batch_size: int = 16
+    micro_batch: int = 0
+    learning_rate: float = 3e-4
+    min_learning_rate: float = 0.0
+    schedule: ScheduleKind = "constant"
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    precision: Precision = "float32"
+    loss_chunk: int = 512
+    seed: int = 0
+    eval_every: int = 500
+    save_every: int = 500
+    log_every: int = 10
+    eval_windows: int = 200
+    keep_last: int = 3
+    sample_tokens: int = 120
+
+    def __post_init__(self) -> None:
+        check_types(self, "train")
+        for name in ("steps", "batch_size", "log_every", "loss_chunk"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 1")
+        for name in ("micro_batch", "warmup_steps", "eval_every", "save_every", "eval_windows", "keep_last", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 0")
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise UsageError(f"train.micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}")
+        if self.learning_rate <= 0.0:
+            raise UsageError(f"train.learning_rate = {self.learning_rate}: it must be above 0")
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches an update."""
+        return self.batch_size // (self.micro_batch or self.batch_size)
+
+    def lr_schedule(self) -> Schedule:
+        return Schedule(
+            kind=self.schedule,
+            peak=self.learning_rate,
+            floor=self.min_learning_rate,
+            warmup_steps=self.warmup_steps,
+            steps=self.steps,
+        )
+
+    def engine(self, device: DeviceChoice) -> EngineConfig:
+        shared = {field.name for field in dataclasses.fields(EngineConfig)} - {"device"}
+        return EngineConfig(device=device, **{name: getattr(self, name) for name in shared})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run: the model, how it is trained, and on which data."""
+
+    model: GPTSpec
+    train: TrainConfig
+    data: str
+
+    def save(self, run_dir: Path) -> None:
+        content = {
+            "data": self.data,
+            "model": self.model.to_dict(),
+            "train": dataclasses.asdict(self.train),
+        }
+        (run_dir / CONFIG_FILE).write_text(tomli_w.dumps(content), encoding="utf-8")
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "RunConfig":
+        """Raises TwinGPTError if RUN/config.toml is missing, UsageError if a setting in it cannot be meant."""
+        content = read_toml(run_dir / CONFIG_FILE)
+        check_sections(content, run_dir / CONFIG_FILE)
+        return cls(
+            model=GPTSpec.from_dict(content.get("model", {})),
+            train=build(TrainConfig, content.get("train", {}), "train"),
+            data=content.get("data", ""),
+        )
+
+
+def make_config(
+    *, preset: str, config_file: Path | None, model: dict[str, Any], train: dict[str, Any], data: str
+) -> RunConfig:
+    """Preset, then config file, then options: the later one wins. Raises UsageError on anything unknown."""
+    base = find_preset(preset)
+    from_file: dict[str, Any] = {}
+    if config_file is not None:
+        from_file = read_toml(config_file)
+        check_sections(from_file, config_file)
+    return RunConfig(
+        model=build(GPTSpec, {**base.model, **from_file.get("model", {}), **model}, "model"),
+        train=build(TrainConfig, {**base.train, **from_file.get("train", {}), **train}, "train"),
+        data=data,
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises TwinGPTError if the file is missing or is not TOML."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise TwinGPTError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise TwinGPTError(f"{path} cannot be read as TOML: {error}") from None
+
+
+def check_sections(content: dict[str, Any], path: Path) -> None:
+    for key, value in content.items():
+        if key not in ("data", "model", "train"):
+            raise UsageError(f"unknown setting {key} in {path}: it may hold [model], [train] and data")
+        if key != "data" and not isinstance(value, dict):
+            raise UsageError(f"{key} in {path} must be a table: [{key}]")

@@ -1,0 +1,153 @@
+"""What a run reports: the reports themselves, metrics.jsonl, and the progress bar."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.train.evaluate import Evaluation
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """The updates since the last report, ending with number `step`.
+
+    loss: nats a counted token over all of them; grad_norm: of the last one, before clipping;
+    tokens_per_second: tokens that went through the model, padding included, evaluations and saves left out.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    skipped: int
+    samples: int
+    tokens: int
+
+    def metrics(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """A validation at `step`; sample: text that the model wrote there, prompt included."""
+
+    step: int
+    evaluation: Evaluation
+    sample: str | None
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "val_loss": self.evaluation.loss,
+            "perplexity": self.evaluation.perplexity,
+            "bits_per_byte": self.evaluation.bits_per_byte,
+            "sample": self.sample,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReport:
+    step: int
+    path: Path
+
+
+Report = StepReport | EvalReport | SaveReport
+
+
+class MetricsLog:
+    """RUN/metrics.jsonl: one JSON object a line, cut back to the checkpoint that a run resumes from."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        """Keep the lines up to `step`, drop what an interrupted run wrote beyond its last checkpoint."""
+        self.path = run_dir / METRICS_FILE
+        kept = [line for line in self._lines() if line["step"] <= step] if step else []
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(_json_line(line) for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def write(self, values: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_json_line(values))
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    return  # the line that a crash cut off; nothing whole comes after it
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl. Raises TwinGPTError if there is none."""
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        raise TwinGPTError(f"{path} does not exist")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _json_line(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+class TrainDisplay:
+    """The progress bar of `train`, with the evaluations and samples printed above it."""
+
+    def __init__(self, console: Console, start: int, stop: int) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("step"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            # A pipe or a log file gets the lines below, and no bar.
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=stop, completed=start)
+
+    @contextmanager
+    def showing(self, reports: Iterable[Report]) -> Iterator[Iterator[Report]]:
+        with self._progress:
+            yield self._shown(reports)
+
+    def _shown(self, reports: Iterable[Report]) -> Iterator[Report]:
+        for report in reports:
+            if isinstance(report, StepReport):
+                self._step(report)
+            elif isinstance(report, EvalReport):
+                self._evaluation(report)
+            yield report
+
+    def _step(self, report: StepReport) -> None:
+        text = f"loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tokens/s"
+        if report.skipped:
+            text += f"  {report.skipped} skipped"
+        self._progress.update(self._task, completed=report.step, description=text)
+        if self._progress.disable:
+            self._console.print(f"step {report.step}  {text}", highlight=False)
+
+    def _evaluation(self, report: EvalReport) -> None:
+        result = report.evaluation
+        self._console.print(
+            f"step {report.step}  validation loss {result.loss:.4f}  perplexity {result.perplexity:,.1f}  "
+            f"{result.bits_per_byte:.4f} bits/byte",
+            highlight=False,
+        )
+        if report.sample:
+            self._console.print(report.sample, style="dim", markup=False, highlight=False)

@@ -1,0 +1,161 @@
+"""From folders and options to a Trainer: what is checked, and in which order, before anything is written."""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twingpt.core.backend import Backend, DeviceChoice, create_backend
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.sampling import Sampling
+from twingpt.data.batches import Batches
+from twingpt.data.manifest import Manifest
+from twingpt.data.template import Sample
+from twingpt.data.tokenizer import Tokenizer
+from twingpt.generate import TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
+from twingpt.train.config import RunConfig, TrainConfig, make_config
+from twingpt.train.trainer import Trainer, check_resumable
+from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What the command line was asked for. model and train hold only the settings that were given."""
+
+    run_dir: Path
+    data_dir: Path | None
+    backend: str
+    device: DeviceChoice = "auto"
+    preset: str = "seed"
+    config_file: Path | None = None
+    resume: bool = False
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Session:
+    trainer: Trainer
+    backend: Backend
+    config: RunConfig
+    notes: list[str]
+    """What the user should know before it starts, a line each."""
+
+
+def open_session(request: TrainRequest) -> Session:
+    """Check everything, then create or open the run.
+
+    Raises TwinGPTError or UsageError, with nothing written, if the request cannot be carried out.
+    """
+    checkpoint, notes = _find_checkpoint(request)
+    data_dir = _data_dir(request)
+    manifest = Manifest.load(data_dir)
+    tokenizer = load_tokenizer(data_dir)
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        raise TwinGPTError(f"{data_dir / TOKENIZER_FILE} is not what {data_dir} was packed with: run prepare again")
+    config = _config(request, manifest, data_dir)
+    fingerprint = {
+        "data": hashlib.sha256(f"{manifest.train.sha256} {manifest.val.sha256}".encode()).hexdigest(),
+        "tokenizer": manifest.tokenizer_sha256,
+    }
+    if checkpoint is not None:
+        check_resumable(config, fingerprint, checkpoint)
+    train = Batches(data_dir, manifest, "train", config.model.block_size, config.train.seed)
+    val = Batches(data_dir, manifest, "val", config.model.block_size)
+    backend = create_backend(request.backend, config.model, config.train.engine(request.device))
+
+    request.run_dir.mkdir(parents=True, exist_ok=True)
+    if not (request.run_dir / TOKENIZER_FILE).exists():
+        shutil.copyfile(data_dir / TOKENIZER_FILE, request.run_dir / TOKENIZER_FILE)
+    config.save(request.run_dir)
+    trainer = Trainer(
+        request.run_dir,
+        config,
+        backend,
+        train,
+        val,
+        token_bytes=tokenizer.token_bytes(),
+        fingerprint=fingerprint,
+        write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train),
+        resume_from=checkpoint,
+    )
+    return Session(trainer, backend, config, notes)
+
+
+def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str]]:
+    store = CheckpointStore(request.run_dir)
+    if not request.resume:
+        if store.steps():
+            raise UsageError(
+                f"{request.run_dir} holds a run at step {store.steps()[-1]}: add --resume to go on with it, "
+                "or choose another --out"
+            )
+        return None, []
+    checkpoint, damaged = store.load_latest()
+    if checkpoint is None:
+        reason = damaged[0] if damaged else "it holds no checkpoint"
+        raise TwinGPTError(f"{request.run_dir} cannot be resumed: {reason}")
+    return checkpoint, [f"{line}; using {checkpoint.path.name} instead" for line in damaged]
+
+
+def _data_dir(request: TrainRequest) -> Path:
+    if request.data_dir is not None:
+        return request.data_dir
+    if not request.resume:
+        raise UsageError("--data is missing: the folder that `twingpt prepare` wrote")
+    return Path(RunConfig.load(request.run_dir).data)
+
+
+def _config(request: TrainRequest, manifest: Manifest, data_dir: Path) -> RunConfig:
+    data = str(data_dir.resolve())
+    if not request.resume:
+        model = {"vocab_size": manifest.vocab_size, **request.model}
+        config = make_config(
+            preset=request.preset, config_file=request.config_file, model=model, train=request.train, data=data
+        )
+    else:
+        stored = RunConfig.load(request.run_dir)
+        config = RunConfig(
+            model=dataclasses.replace(stored.model, **request.model),
+            train=dataclasses.replace(stored.train, **request.train),
+            data=data,
+        )
+    if config.model.vocab_size != manifest.vocab_size:
+        raise UsageError(
+            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer in {data_dir} has {manifest.vocab_size}"
+        )
+    return config
+
+
+def _sample_writer(
+    data_dir: Path, manifest: Manifest, tokenizer: Tokenizer, backend: Backend, config: TrainConfig
+) -> Callable[[], str] | None:
+    """Answers the first validation question, or writes on from [BOS] where the text has no questions."""
+    if config.sample_tokens == 0:
+        return None
+    question = _validation_question(data_dir) if manifest.template == "qa" else None
+    prompt = [tokenizer.bos_id]
+    if question is not None:
+        prompt = question_prompt(tokenizer, question, None, backend.spec.block_size)
+    sampling = Sampling(seed=config.seed)
+
+    def write() -> str:
+        text = "".join(stream_text(backend, tokenizer, prompt, sampling, config.sample_tokens))
+        return text if question is None else f"{question}\n{text}"
+
+    return write
+
+
+def _validation_question(data_dir: Path) -> str | None:
+    path = data_dir / "samples.jsonl"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            sample = Sample.from_json(line)
+            if sample.split == "val" and sample.question is not None:
+                return sample.question
+    return None

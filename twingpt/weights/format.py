@@ -1,0 +1,92 @@
+"""Strict safetensors: canonical names, float32, the spec and a digest of the content in the header."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.core.spec import GPTSpec
+
+FORMAT = "twingpt"
+FORMAT_VERSION = "1"
+
+Tensors = dict[str, NDArray[Any]]
+
+
+def save_tensors(path: Path, tensors: Tensors, spec: GPTSpec) -> str:
+    """Write and fsync one file; returns the digest of its content. Raises OSError, leaving a part of the file."""
+    spec_json = json.dumps(spec.to_dict(), sort_keys=True)
+    digest = content_digest(tensors, spec_json)
+    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "spec": spec_json, "sha256": digest}
+    write_safetensors(path, tensors, metadata)
+    return digest
+
+
+def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write and fsync any tensors. Raises OSError."""
+    try:
+        # safetensors writes the buffer as it lies in memory: a transposed view would come out scrambled.
+        save_file({name: np.require(t, requirements="C") for name, t in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    fsync(path)
+
+
+def load_tensors(path: Path) -> tuple[GPTSpec, Tensors, str]:
+    """(spec, tensors, digest) of a file written by `save_tensors`.
+
+    Raises TwinGPTError if it is missing, of another format, or if a single bit of it has changed.
+    """
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        raise TwinGPTError(f"{path} is not a twingpt checkpoint: bring it in with `twingpt convert`")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise TwinGPTError(
+            f"{path} has format version {metadata.get('format_version')}, this twingpt reads {FORMAT_VERSION}"
+        )
+    spec_json = metadata.get("spec", "")
+    if content_digest(tensors, spec_json) != metadata.get("sha256"):
+        raise TwinGPTError(f"{path} is damaged: its content does not match its checksum")
+    try:
+        values = json.loads(spec_json)
+    except ValueError:
+        raise TwinGPTError(f"{path} is damaged: its spec cannot be read") from None
+    return GPTSpec.from_dict(values), tensors, metadata["sha256"]
+
+
+def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """(tensors, metadata) of any safetensors file whose types NumPy has. Raises TwinGPTError."""
+    if not path.is_file():
+        raise TwinGPTError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise TwinGPTError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def content_digest(tensors: Tensors, spec_json: str) -> str:
+    """SHA-256 over the spec and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(spec_json.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        digest.update(np.require(tensor, requirements="C").data)
+    return digest.hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
