@@ -30,6 +30,9 @@ Raw = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", metavar="DATA", show_default=False)]
 Data = Annotated[Path, typer.Argument(help="Folder of the stages before.", metavar="DATA", show_default=False)]
 VocabSize = Annotated[int, typer.Option(help="Tokens in the vocabulary, special ones included.", min=268)]
+TokenizerMegabytes = Annotated[
+    float, typer.Option(help="MB of text, drawn by document, to learn the vocabulary from; 0: all.", min=0)
+]
 BlockSize = Annotated[int, typer.Option(help="Tokens that the model sees at once.", min=8)]
 Contacts = Annotated[
     Literal["keep", "mask"],
@@ -53,7 +56,7 @@ ClosedShare = Annotated[
     float, typer.Option(help="Share of question samples without their document, 0 to 1.", min=0, max=1)
 ]
 Summaries = Annotated[bool, typer.Option(help="Also make samples of document and summary.")]
-Seed = Annotated[int, typer.Option(help="Chooses questions, samples and the validation documents.")]
+Seed = Annotated[int, typer.Option(help="Chooses what is drawn: questions, samples, documents for validation.")]
 MaskPrompt = Annotated[
     bool, typer.Option("--mask-prompt", help="Train on answers only: question and document do not count.")
 ]
@@ -77,6 +80,7 @@ def prepare(
     raw: Raw,
     out: Out,
     vocab_size: VocabSize = 16_000,
+    tokenizer_megabytes: TokenizerMegabytes = 16,
     block_size: BlockSize = 256,
     template: Template = "qa",
     contacts: Contacts = "keep",
@@ -125,7 +129,12 @@ def clean_command(
 
 @app.command("tokenizer")
 def tokenizer_command(
-    data: Data, vocab_size: VocabSize = 16_000, template: Template = "qa", json: Json = False
+    data: Data,
+    vocab_size: VocabSize = 16_000,
+    tokenizer_megabytes: TokenizerMegabytes = 16,
+    template: Template = "qa",
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Stage 2: learn the vocabulary from DATA/cleaned.txt into DATA/tokenizer.json."""
     _run([], data, _settings(locals()), ("tokenizer",), 1, json)

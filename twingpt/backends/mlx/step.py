@@ -36,7 +36,7 @@ def _chunked_cross_entropy(chunk: int) -> Callable[..., tuple[mx.array, mx.array
             grad_hidden.append(g @ weight.astype(h.dtype))
             grad_weight = grad_weight + (g.T @ h).astype(mx.float32)
         (loss,) = mx.depends([loss], [grad_weight])
-        return loss, mx.concatenate(grad_hidden).astype(mx.float32), grad_weight
+        return loss, mx.concatenate(grad_hidden), grad_weight
 
     @forward.vjp
     def backward(
@@ -44,7 +44,7 @@ def _chunked_cross_entropy(chunk: int) -> Callable[..., tuple[mx.array, mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
         _, grad_hidden, grad_weight = outputs
         grad_loss = cotangents[0]
-        return grad_hidden * grad_loss, grad_weight * grad_loss, mx.zeros_like(primals[2])
+        return grad_hidden * grad_loss.astype(grad_hidden.dtype), grad_weight * grad_loss, mx.zeros_like(primals[2])
 
     return cast(Callable[..., tuple[mx.array, mx.array, mx.array]], forward)
 

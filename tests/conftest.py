@@ -1,0 +1,77 @@
+"""Fixtures that several folders share."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twingpt.core.backend import BACKENDS, Backend, EngineConfig, create_backend
+from twingpt.core.spec import GPTSpec
+from twingpt.data.manifest import Manifest, Split
+from twingpt.data.tokenizer import Tokenizer, train_tokenizer
+from twingpt.parity import perturbed
+
+EXAMPLE = Path(__file__).parents[1] / "twingpt" / "examples" / "ph_life_ko.txt"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def spec() -> GPTSpec:
+    return GPTSpec(vocab_size=211, block_size=32, n_layer=2, n_head=2, n_embd=32, dropout=0.0)
+
+
+def make_engine(name: str, spec: GPTSpec, **config: object) -> Backend:
+    """An engine on the CPU with weights of which none is zero."""
+    engine = create_backend(name, spec, EngineConfig(device="cpu", **config))  # type: ignore[arg-type]
+    engine.load_state(perturbed(spec))
+    return engine
+
+
+@pytest.fixture
+def engine(backend_name: str, spec: GPTSpec) -> Backend:
+    return make_engine(backend_name, spec)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(iter(EXAMPLE.read_text(encoding="utf-8").split("\n\n")), 600)
+
+
+@pytest.fixture(scope="session")
+def plain_data(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small DATA folder of plain text, as `pack` lays it out."""
+    folder = tmp_path_factory.mktemp("data")
+    documents = EXAMPLE.read_text(encoding="utf-8").split("\n\n")[:24]
+    tokenizer.save(folder / "tokenizer.json")
+    splits = {}
+    for name, part in (("train", documents[4:]), ("val", documents[:4])):
+        ids = [i for text in part for i in (tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id)]
+        tokens = np.array(ids, dtype=np.uint16)
+        tokens.tofile(folder / f"{name}.bin")
+        splits[name] = Split(
+            file=f"{name}.bin",
+            tokens=len(tokens),
+            documents=len(part),
+            text_bytes=sum(len(text.encode()) for text in part),
+            sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),
+        )
+    Manifest(
+        layout="contiguous",
+        dtype="uint16",
+        vocab_size=tokenizer.vocab_size,
+        block_size=256,
+        pad_id=tokenizer.pad_id,
+        template="plain",
+        text_sha256="of the test",
+        tokenizer_sha256=tokenizer.sha256,
+        **splits,
+    ).save(folder)
+    yield folder

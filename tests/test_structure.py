@@ -1,0 +1,98 @@
+"""The architecture, held by a test: who may import whom, and what start-up may cost."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "twingpt"
+
+# A part of the house -> the parts that it may import. core <- data, weights, backends <- train, generate <- cli.
+ALLOWED = {
+    "core": {"core"},
+    "data": {"core", "data"},
+    "weights": {"core", "weights"},
+    "backends": {"core", "backends"},
+    "train": {"core", "data", "weights", "train", "generate"},
+    "generate": {"core", "data"},
+}
+FRAMEWORKS = {"torch": "torch_mps", "mlx": "mlx"}
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: imports are absolute here"
+            yield node.module
+
+
+def _violations(path: Path, source: str) -> Iterator[str]:
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] != "twingpt" or len(parts) == 1:
+            continue
+        if source in ALLOWED and parts[1] not in ALLOWED[source]:
+            yield f"{path.relative_to(PACKAGE)} imports {name}"
+        if source == "backends" and parts[1] == "backends":
+            mine = path.relative_to(PACKAGE / "backends").parts[0]
+            if parts[2] != mine:
+                yield f"{path.relative_to(PACKAGE)} imports the other engine, {name}"
+
+
+def test_imports_run_one_way() -> None:
+    found = [
+        violation
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for violation in _violations(path, path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    ]
+    assert found == []
+
+
+def test_a_wrong_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    path = tmp_path / "backends" / "mlx" / "model.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("from twingpt.backends.torch_mps import step\nfrom twingpt.train import log\n")
+    assert len(list(_violations(path, "backends"))) == 2
+
+
+def test_core_imports_only_numpy() -> None:
+    allowed = sys.stdlib_module_names | {"numpy", "twingpt"}
+    for path in (PACKAGE / "core").glob("*.py"):
+        assert {name.split(".")[0] for name in _imports(path)} <= allowed, path
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_framework_is_imported_at_the_top_only_by_its_engine(framework: str) -> None:
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = ast.Module(body=[n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)], type_ignores=[])
+        names = {
+            (node.module or "") if isinstance(node, ast.ImportFrom) else node.names[0].name
+            for node in ast.walk(top)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        if any(name.split(".")[0] == framework for name in names):
+            assert FRAMEWORKS[framework] in path.relative_to(PACKAGE).parts, path
+
+
+def test_the_engines_are_mirrored() -> None:
+    torch_files, mlx_files = (
+        {path.name for path in (PACKAGE / "backends" / engine).glob("*.py")} for engine in FRAMEWORKS.values()
+    )
+    assert torch_files == mlx_files
+
+
+@pytest.mark.parametrize("code", ["import twingpt", "import sys; sys.argv = ['twingpt', '--help']; main()"])
+def test_start_up_loads_no_framework(code: str) -> None:
+    program = (
+        "import sys, contextlib\nfrom twingpt.cli import main\nwith contextlib.suppress(SystemExit):\n"
+        f"    {code}\nprint('LOADED', sorted({{'torch', 'mlx', 'numpy', 'tokenizers'}} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "LOADED []"
