@@ -3,16 +3,13 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from twingpt import __version__, cli_data
-from twingpt.console import StoppedError, fail, print_json, stop_on_signals
-from twingpt.core.errors import TwinGPTError, UsageError
-
-if TYPE_CHECKING:
-    from twingpt.train.session import Session
+from twingpt.console import fail, print_json
+from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 
 app = typer.Typer(
     name="twingpt",
@@ -111,6 +108,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
+    from rich.console import Console
+
+    from twingpt.train.run import run_shown
     from twingpt.train.session import TrainRequest, open_session
 
     settings = {
@@ -142,7 +142,7 @@ def train(
         train=_given(settings),
     )
     session = open_session(request)
-    _run_training(session, out, stop_at, quiet=as_json)
+    run_shown(session, out, stop_at, Console(stderr=as_json))
     if as_json:
         from twingpt.train.log import read_metrics
 
@@ -151,35 +151,6 @@ def train(
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _run_training(session: "Session", run_dir: Path, stop_at: int | None, *, quiet: bool = False) -> None:
-    """Run a session to its end, showing its progress. Raises StoppedError after an orderly stop."""
-    from rich.console import Console
-
-    from twingpt.core.params import parameter_count
-    from twingpt.train.log import TrainDisplay
-
-    console = Console(stderr=quiet)
-    trainer, config = session.trainer, session.config
-    for note in session.notes:
-        console.print(f"note: {note}", markup=False)
-    console.print(
-        f"{session.backend.name} on {session.backend.device}: {parameter_count(config.model):,} parameters, "
-        f"{config.train.batch_size} x {config.model.block_size} tokens an update, "
-        f"from step {trainer.step} to {min(stop_at or config.train.steps, config.train.steps)}",
-        highlight=False,
-    )
-    display = TrainDisplay(console, trainer.step, min(stop_at or config.train.steps, config.train.steps))
-    with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:
-        for _ in reports:
-            pass
-        number = received()
-    if number is not None:
-        console.print(f"stopped at step {trainer.step} and saved. Go on with:")
-        console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)
-        raise StoppedError(128 + number)
-    console.print(f"saved {run_dir}. Try: twingpt generate {run_dir} --question TEXT", markup=False)
 
 
 @app.command()
@@ -355,7 +326,7 @@ def demo(
     """Prepare the example text, train on it, go on in the other engine, and answer a question."""
     from twingpt.demo import run_demo
 
-    run_demo(out, backend, device, minutes, _run_training)
+    run_demo(out, backend, device, minutes)
 
 
 def main() -> None:

@@ -11,3 +11,11 @@ class UsageError(TwinGPTError):
     """An option, a name or a setting that cannot be meant."""
 
     exit_code = 2
+
+
+class StoppedError(Exception):
+    """Ended early by a signal, in good order; exit_code is 128 + the signal's number."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code

@@ -149,5 +149,5 @@ class TrainDisplay:
             f"{result.bits_per_byte:.4f} bits/byte",
             highlight=False,
         )
-        if report.sample:
-            self._console.print(report.sample, style="dim", markup=False, highlight=False)
+        if report.sample and report.sample.strip():
+            self._console.print(report.sample.strip(), style="dim", markup=False, highlight=False)

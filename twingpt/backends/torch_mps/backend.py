@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache
+from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache, causal_flag_leaks
 from twingpt.backends.torch_mps.step import clip_and_update, create_optimizer, loss_sum, skips_found_inf
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
@@ -34,6 +35,14 @@ class TorchBackend:
         with torch.device("meta"):
             model = GPT(spec)
         self._model = model.to_empty(device=self._device)
+        self._dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        if causal_flag_leaks(spec, self._device, self._dtype):
+            self._model.use_explicit_mask()
+            logging.getLogger(__name__).warning(
+                "attention with is_causal leaks later tokens on %s in %s: an explicit mask is used instead",
+                self.device,
+                config.precision,
+            )
         self._optimizer, self._parameters = create_optimizer(self._model, self._table, config)
         self._on_device_skip = skips_found_inf(self._device)
         self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
@@ -96,8 +105,7 @@ class TorchBackend:
         return _to_numpy(logits)
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:
-        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
-        return KVCache(self.spec, slots, min(capacity, self.spec.block_size), self._device, dtype)
+        return KVCache(self.spec, slots, min(capacity, self.spec.block_size), self._device, self._dtype)
 
     def prefill(self, cache: KVCache, slot: int, tokens: Array) -> NDArray[np.float32]:
         padded, positions = prefill_plan(tokens, cache.capacity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)
         self.proj = nn.Linear(spec.n_embd, spec.n_embd, bias=spec.bias)
         self.resid_drop = nn.Dropout(spec.dropout)
+        self.explicit_mask = False
 
     def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         B, T, C = x.shape
@@ -27,6 +28,9 @@ class CausalSelfAttention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.update(k, v)
+        if mask is None and self.explicit_mask:
+            positions = torch.arange(T, device=x.device)
+            mask = positions[:, None] >= positions
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None
         )
@@ -72,6 +76,7 @@ class GPT(nn.Module):
         if not spec.tie_embeddings:
             self.head = nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
         self.tied = spec.tie_embeddings
+        self.explicit_mask = False
 
     def forward(self, tokens: Tensor, view: CacheView | None = None) -> Tensor:
         """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head."""
@@ -80,6 +85,13 @@ class GPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, None if view is None else view.layer(layer))
         return self.ln_f(x)
+
+    def use_explicit_mask(self, on: bool = True) -> None:
+        """Attention gets a boolean mask in place of is_causal: for a device where causal_flag_leaks."""
+        self.explicit_mask = on
+        for module in self.modules():
+            if isinstance(module, CausalSelfAttention):
+                module.explicit_mask = on
 
     @property
     def head_weight(self) -> Tensor:
@@ -93,6 +105,29 @@ class GPT(nn.Module):
 
 def norm(spec: GPTSpec) -> nn.Module:
     return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps, bias=spec.bias)
+
+
+@torch.no_grad()
+def causal_flag_leaks(spec: GPTSpec, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention with is_causal=True lets a token see later ones on this device.
+
+    Some torch releases do so on MPS, in half precision and under no_grad (pytorch#195910). Which kernel runs depends on
+    the size of a head, the length and the data type, so these are the model's; two heads stand for all of them.
+    """
+    heads, longest = min(spec.n_head, 2), spec.block_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attention = CausalSelfAttention(replace(spec, n_head=heads, n_embd=heads * spec.head_dim, dropout=0.0)).eval()
+        one, other = torch.randn(2, 1, longest, heads * spec.head_dim).to(device)
+    attention.to(device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        for T in {min(length, longest) for length in (8, 64, longest)}:
+            y = attention(one[:, :T], None)
+            for t in {0, min(1, T - 1), T // 2, max(T - 2, 0)}:
+                changed = torch.cat((one[:, : t + 1], other[:, t + 1 : T]), dim=1)
+                if not torch.equal(attention(changed, None)[:, : t + 1], y[:, : t + 1]):
+                    return True
+    return False
 
 
 class KVCache:

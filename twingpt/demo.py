@@ -1,0 +1,97 @@
+"""`twingpt demo`: the whole way on the example text, in minutes, through both engines."""
+
+import time
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from twingpt.core.backend import DeviceChoice, create_backend, installed_backends
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.init import initial_weights
+from twingpt.core.sampling import Sampling
+from twingpt.core.state import MODEL
+from twingpt.data.manifest import Manifest
+from twingpt.data.pipeline import PrepareSettings, prepare
+from twingpt.generate import load_tokenizer, question_prompt, stream_text
+from twingpt.train.config import RunConfig, make_config
+from twingpt.train.run import run_shown
+from twingpt.train.session import TrainRequest, open_session
+
+PRESET = "tiny"
+VOCAB_SIZE = 4000
+BATCH_SIZE = 8
+RELAY_STEPS = 10
+QUESTION = "여권을 잃어버렸을 때 해야 할 일 정리해줘"
+
+
+def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: float) -> None:
+    """Prepare, train, go on in the other engine, answer. Everything lands in `out`.
+
+    Raises UsageError if `out` holds a run already, TwinGPTError if no engine is installed.
+    """
+    console = Console()
+    if (out / "run").exists():
+        raise UsageError(f"{out / 'run'} exists: delete it, or choose another --out")
+    engines = installed_backends()
+    if not engines:
+        raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+
+    with resources.as_file(resources.files("twingpt.examples") / "ph_life_ko.txt") as text:
+        console.rule("1. prepare the example text")
+        prepare([str(text)], out / "data", PrepareSettings(vocab_size=VOCAB_SIZE))
+    manifest = Manifest.load(out / "data")
+    console.print(f"{manifest.train.tokens:,} tokens of {manifest.train.documents} documents", highlight=False)
+
+    console.rule("2. train")
+    config = make_config(
+        preset=PRESET,
+        config_file=None,
+        model={"vocab_size": manifest.vocab_size},
+        train={"batch_size": BATCH_SIZE},
+        data="",
+    )
+    speeds = {name: steps_per_second(name, config, device) for name in ([backend] if backend else engines)}
+    for name, speed in speeds.items():
+        console.print(f"{name}: {speed:.1f} updates/s here", highlight=False)
+    first = max(speeds, key=lambda name: speeds[name])
+    steps = max(2 * RELAY_STEPS, round(minutes * 60 * speeds[first])) + RELAY_STEPS
+    options = {"steps": steps, "batch_size": BATCH_SIZE, "eval_every": max(1, steps // 4), "warmup_steps": steps // 20}
+    request = TrainRequest(
+        run_dir=out / "run", data_dir=out / "data", backend=first, device=device, preset=PRESET, train=options
+    )
+    run_shown(open_session(request), out / "run", steps - RELAY_STEPS, console)
+
+    others = [name for name in engines if name != first]
+    last = others[0] if others else first
+    console.rule(f"3. go on in {last}" if others else "3. go on (the other engine is not installed)")
+    resumed = TrainRequest(run_dir=out / "run", data_dir=None, backend=last, device=device, resume=True)
+    session = open_session(resumed)
+    run_shown(session, out / "run", None, console)
+
+    console.rule("4. ask")
+    tokenizer = load_tokenizer(out / "run")
+    prompt = question_prompt(tokenizer, QUESTION, None, session.backend.spec.block_size)
+    console.print(QUESTION, style="bold")
+    for piece in stream_text(session.backend, tokenizer, prompt, Sampling(temperature=0.5, top_k=20), 200):
+        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    console.rule()
+    console.print(f"ask another: twingpt generate {out / 'run'} --question TEXT", markup=False)
+
+
+def steps_per_second(backend: str, config: RunConfig, device: DeviceChoice, steps: int = 8) -> float:
+    """Updates a second on random tokens, compilation left out."""
+    spec, train = config.model, config.train
+    engine = create_backend(backend, spec, train.engine(device))
+    engine.load_state({MODEL + name: weight for name, weight in initial_weights(spec, 0).items()})
+    tokens = np.random.default_rng(0).integers(0, spec.vocab_size, (1, train.batch_size, spec.block_size + 1))
+    started = 0.0
+    for step in range(-2, steps):
+        if step == 0:
+            engine.read_stats()
+            started = time.perf_counter()
+        engine.train_step(tokens[..., :-1], tokens[..., 1:], 1e-4, step + 2)
+    engine.read_stats()
+    return steps / (time.perf_counter() - started)
