@@ -72,6 +72,7 @@ def plain_data(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -
         template="plain",
         text_sha256="of the test",
         tokenizer_sha256=tokenizer.sha256,
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
     ).save(folder)
     yield folder

@@ -1,6 +1,5 @@
 """The command line. Each command imports what it needs when it runs: `twingpt --help` loads no framework."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -339,7 +338,3 @@ def main() -> None:
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader of our output has gone, as in `twingpt ... | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None

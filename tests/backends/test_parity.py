@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from twingpt import parity
-from twingpt.core.backend import Backend
+from twingpt.core.backend import Backend, create_backend
 from twingpt.core.spec import GPTSpec
 
 
@@ -24,7 +24,7 @@ def rungs_with(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Climb with an MLX engine that was tampered with; returns the numbers of the rungs that fail."""
 
     def climb(tamper: Any) -> set[int]:
-        create = parity.create_backend
+        create = create_backend
 
         def tampered(name: str, *args: Any) -> Backend:
             engine = create(name, *args)

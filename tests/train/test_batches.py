@@ -101,7 +101,11 @@ def test_a_manifest_survives_and_a_damaged_one_does_not(tmp_path: Path) -> None:
     manifest = write(tmp_path, [1, 2, 3])
     manifest.save(tmp_path)
     assert Manifest.load(tmp_path) == manifest
-    for text, named in (("{", "cannot be read"), ('{"format_version": 9}', "version 9"), ('{"format_version": 1}', "damaged")):
+    for text, named in (
+        ("{", "cannot be read"),
+        ('{"format_version": 9}', "version 9"),
+        ('{"format_version": 1}', "damaged"),
+    ):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(TwinGPTError, match=named):
             Manifest.load(tmp_path)

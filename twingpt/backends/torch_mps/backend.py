@@ -55,7 +55,7 @@ class TorchBackend:
             torch.manual_seed(micro_batch_seed(self.config.seed, step, micro_batch))
             with self._autocast():
                 loss = loss_sum(self._model, self._to_device(x), self._to_device(y), self.config.loss_chunk)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         norm, applied = clip_and_update(
             self._optimizer,

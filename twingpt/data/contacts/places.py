@@ -1,0 +1,117 @@
+"""The name of the place that a contact belongs to: on its line, on the lines above, or the document's title."""
+
+import re
+
+from twingpt.data.contacts import labels as L
+
+# Endings of names of institutions, businesses and people who answer a call.
+_ORGANISATION = re.compile(
+    r"(?:[가-힣A-Za-z0-9&'’.()-]+ ){0,3}[가-힣A-Za-z0-9&'’.()-]*"
+    r"(?:대사관|영사관|영사과|영사콜센터|콜센터|센터|병원|의원|클리닉|약국|치과|경찰서|파출소|소방서|이민국|이민청|은행|지점|학교|학원|어학원|대학교|대학|교회"
+    r"|성당|한인회|협회|공항|사무소|사무실|관리실|호텔|리조트|식당|마트|여행사|시청|구청|노동부|외교부|국세청|병무청|은퇴청|세관|공단|공사|항공|보험사"
+    r"|업체|상담소|보호소|상담원|담당자|Hospital|Embassy|Clinic|Center|Bank|Police|Hotel|School|Office|Bureau|University|Station)"
+    r"(?![가-힣]{3,})"
+)
+_BULLET = re.compile(r"^[\s\u3000\-•*·▶▷■□◆◇※○●★☆✓✔→#>]*(?:\(?\d{1,2}[.)]\s+|[①-⑳]\s*)?")
+_NOTE = re.compile(
+    r"\s*[(（\[](?:예|예시|가상|연습용|가짜|임시|샘플|대표|무료|유료|\d+시간|연중무휴|한국어|영어)[^()（）]{0,8}[)）\]]\s*$"
+)
+_SENTENCE_END = re.compile(r"(?<=[가-힣ㅠㅎㅋ)\d])[.!?…~]+\s+|[.!?]['\"”’]\s+")
+_TAIL = re.compile(r"(?:[\s:：\-–—(（\[【/,·|;~→▶]|\((?=\s*$))+$")
+_PARTICLE = re.compile(r"(?<=[가-힣]{2})(?:에서는|에서|으로는|으로|에게|까지|부터|에는|의|을|를|은|는)$")
+_CLAUSE_END = re.compile(
+    r"^때(?:는|에는|에)?$|(?<!신)(?<!광)(?<!사)(?<!창)(?<!금)(?<!중)(?<!재)고$|[가-힣](?:을|를|에서|에서는|으로|에게|까지|부터|면|거나|해서|니까|며|는데|므로|지만|아서|어서|다|요|은|는|에)$|(?<=[가-힣])\.$|[,!?]$"
+)
+_VERB_END = re.compile(
+    r"^(?:말고|않고)$|[가-힣](?:면|말고|하고|되고|지고|며|아서|어서|해서|니까|지만|거나|려고|도록|는데)$"
+)
+_NO_NAMES = "대표 문의 안내 기타 또는 및 그리고 자세한 공식 아래 다음 관련 위 긴급시 급할 때"
+_NOT_A_NAME = frozenset(_NO_NAMES.split())
+_STANDARD = re.compile(rf"\b(?:{'|'.join(L.KINDS)}): ")
+_LOOK_BACK = 4
+
+
+class PlaceFinder:
+    """Names for the contacts of one document, asked for in the order of the text."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+        self._last_line = -1
+        self._last_end = 0
+        self._last_name = ""
+        self._title = _title(lines)
+
+    def name(self, index: int, start: int, end: int) -> str:
+        """The place of the contact whose value is lines[index][start:end]."""
+        line = self._lines[index]
+        same_line = index == self._last_line
+        name = _name_before(line[self._last_end if same_line else 0 : start])
+        if not name:
+            # A run of contact lines belongs to the name that stands over or before it.
+            adjoining = index == self._last_line + 1 and self._last_line >= 0
+            name = self._last_name if same_line or adjoining else self._name_above(index)
+        self._last_line, self._last_end, self._last_name = index, end, name
+        return name
+
+    def _name_above(self, index: int) -> str:
+        for line in reversed(self._lines[max(0, index - _LOOK_BACK) : index]):
+            text = line.strip()
+            if not text or _STANDARD.search(text):
+                break
+            bullet = _BULLET.match(text)
+            body = text[bullet.end() :] if bullet else text
+            short = len(body) <= 40 and not re.search(r"[.!?]$|[다요]$", body)
+            if short and (bullet is None or not bullet[0] or _ORGANISATION.search(body)):
+                return _clean(body)
+            if len(text) <= 60 and line is self._lines[index - 1] and (last := _last_organisation(text)):
+                return last
+            break
+        return self._title
+
+
+def _title(lines: list[str]) -> str:
+    first = next((line for line in lines if line.strip()), "")
+    return _clean(_BULLET.sub("", first)) if len(first) <= 60 and not _STANDARD.search(first) else ""
+
+
+def _clean(text: str) -> str:
+    text = _TAIL.sub("", text.strip())
+    text = _NOTE.sub("", text)
+    return _TAIL.sub("", re.sub(r"\s+", " ", text)).strip("\"'“”‘’[]<>【】※ ")
+
+
+def _last_organisation(text: str) -> str:
+    names = [m[0] for m in _ORGANISATION.finditer(text)]
+    return _name_words(names[-1]) if names else ""
+
+
+def _name_before(prefix: str) -> str:
+    """The name that a label follows: the last words of `prefix` that can belong to a name."""
+    # The label itself stands at the end of the prefix.
+    labels = list(re.finditer(rf"(?:{L.RUN.pattern})(?:{L.LINK.pattern})$", prefix))
+    if labels:
+        prefix = prefix[: labels[-1].start()]
+    prefix = _BULLET.sub("", prefix)
+    pieces = [piece for piece in _SENTENCE_END.split(_TAIL.sub("", prefix)) if piece]
+    text = _clean(re.split(r"\s[/|]\s|\s{2,}[,/]|,\s(?=[가-힣])|\S\t+(?=\S)", pieces[-1])[-1]) if pieces else ""
+    text = re.sub(r"^[\s,/·|~:)]+", "", text)
+    return _name_words(text)
+
+
+def _name_words(text: str) -> str:
+    words = text.split()
+    if not words:
+        return ""
+    if _VERB_END.search(words[-1]):
+        return ""
+    last = _PARTICLE.sub("", words[-1])
+    name = [last]
+    for word in reversed(words[:-1]):
+        # One syllable alone (곳, 분) is no name: it keeps the clause that describes it.
+        if len("".join(name)) > 1 and _CLAUSE_END.search(word) and not _ORGANISATION.fullmatch(word):
+            break
+        name.insert(0, word)
+        if len(name) == 6:
+            break
+    joined = _clean(" ".join(name))
+    return "" if joined in _NOT_A_NAME or not re.search(r"[가-힣A-Za-z]{2}", joined) else joined
