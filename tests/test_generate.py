@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from twingpt.core.backend import BACKENDS, Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
+from twingpt.data.contacts import ContactStore, standardise
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import question_prompt, stop_tokens, stream_text, stream_tokens, text_prompt
+from twingpt.generate import question_prompt, stop_tokens, stream_text, stream_tokens, text_prompt, with_contacts
 
 NEVER: frozenset[int] = frozenset()
 
@@ -66,3 +68,17 @@ def test_a_question_fills_the_template(tokenizer: Tokenizer) -> None:
     assert tokenizer.id("[/ANSWER]") in stop_tokens(tokenizer)
     with pytest.raises(TwinGPTError, match=r"tokens, the model's context is 16"):
         question_prompt(tokenizer, "여권을 잃어버렸을 때 " * 5, None, 16)
+
+
+def test_numbers_that_nobody_gave_are_marked_or_taken_out(tmp_path: Path) -> None:
+    _, contacts = standardise("한국 대사관\n대사관 전화: 02-8555-0123")
+    answer = "대사관 TEL: +63 2 8555 0123\n경찰서 TEL: +63 2 8555 9999\n문의 TEL: +63 917 555 0142"
+    with ContactStore.create(tmp_path / "contacts.sqlite", contacts) as store:
+        marked = with_contacts(answer, ["0917-555-0142 은 무슨 번호?"], store, fill_in=False)
+        assert marked == answer.replace("9999", "9999 (확인되지 않은 번호)")
+        filled = with_contacts(answer, [], store, fill_in=True)
+        assert "8555 0123" in filled
+        assert "9999" not in filled
+        assert "0142" not in filled
+    with pytest.raises(TwinGPTError, match=r"--fill-contacts needs the contacts\.sqlite"):
+        with_contacts(answer, [], None, fill_in=True)

@@ -16,7 +16,8 @@ ALLOWED = {
     "data": {"core", "data"},
     "weights": {"core", "weights"},
     "backends": {"core", "backends"},
-    "train": {"core", "data", "weights", "train", "generate"},
+    "doctor": {"core", "backends", "parity", "doctor"},
+    "train": {"core", "data", "weights", "train", "generate", "doctor"},
     "generate": {"core", "data"},
 }
 FRAMEWORKS = {"torch": "torch_mps", "mlx": "mlx"}

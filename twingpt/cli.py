@@ -167,11 +167,25 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest. 0: off.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages repeating. 1: off.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)] = 0,
+    fill_contacts: Annotated[
+        bool,
+        typer.Option("--fill-contacts", help="Put real contacts for placeholders; take out numbers that nobody gave."),
+    ] = False,
+    verify_contacts: Annotated[
+        bool, typer.Option("--verify-contacts", help="Mark numbers that neither the prompt nor the store holds.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write text from a trained model, as it comes."""
+    """Write text from a trained model, as it comes; with either option on contacts, when it is complete."""
     from twingpt.core.sampling import Sampling
-    from twingpt.generate import load_tokenizer, question_prompt, stream_text, text_prompt
+    from twingpt.generate import (
+        load_tokenizer,
+        open_contacts,
+        question_prompt,
+        stream_text,
+        text_prompt,
+        with_contacts,
+    )
     from twingpt.weights.checkpoint import find_checkpoint
 
     if (prompt is None) == (question is None):
@@ -189,21 +203,26 @@ def generate(
     folder = find_checkpoint(run)
     tokenizer = load_tokenizer(folder.parent.parent)
     engine = _load_model(folder, backend, device)
+    text = None if doc is None else read_text(doc)
     if question is not None:
-        text = None if doc is None else read_text(doc)
         ids = question_prompt(tokenizer, question, text, engine.spec.block_size)
     else:
         ids = text_prompt(tokenizer, prompt or "")
+    checked = fill_contacts or verify_contacts
     pieces = []
     for piece in stream_text(engine, tokenizer, ids, sampling, max_new_tokens):
         pieces.append(piece)
-        if not as_json:
+        if not as_json and not checked:
             sys.stdout.write(piece)
             sys.stdout.flush()
+    answer = "".join(pieces)
+    if checked:
+        given = [part for part in (prompt, question, text) if part is not None]
+        answer = with_contacts(answer, given, open_contacts(folder.parent.parent), fill_in=fill_contacts)
     if as_json:
-        print_json({"text": "".join(pieces), "seed": seed, "backend": engine.name, "device": engine.device})
+        print_json({"text": answer, "seed": seed, "backend": engine.name, "device": engine.device})
     else:
-        sys.stdout.write("\n")
+        sys.stdout.write(f"{answer}\n" if checked else "\n")
 
 
 def read_text(path: Path) -> str:
@@ -313,6 +332,24 @@ def parity(
         print_ladder(rungs)
     if not all(rung.passed for rung in rungs):
         raise TwinGPTError("the two engines differ by more than rounding: see the rungs that failed")
+
+
+@app.command()
+def doctor(device: Device = "auto", as_json: Json = False) -> None:
+    """What is installed, what this chip can do, and whether what it computes is right."""
+    from rich.console import Console
+
+    from twingpt.doctor.report import print_report
+    from twingpt.doctor.run import run_doctor
+
+    with Console(stderr=True).status("checking") as status:
+        report = run_doctor(device, lambda text: status.update(f"checking {text}"))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
+    if report.failed:
+        raise TwinGPTError(f"{len(report.failed)} checks failed on this machine: see what to do beside each")
 
 
 @app.command()

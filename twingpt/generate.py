@@ -1,7 +1,10 @@
 """From a prompt to text, with whichever engine holds the model."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +14,12 @@ from twingpt.core.sampling import Sampling, sample
 from twingpt.data.template import END_ANSWER, END_SUMMARY, EOS, prompt_segments
 from twingpt.data.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from twingpt.data.contacts import ContactStore
+
 TOKENIZER_FILE = "tokenizer.json"
+CONTACTS_FILE = "contacts.sqlite"
+UNVERIFIED = " (확인되지 않은 번호)"
 
 
 def stream_tokens(
@@ -91,3 +99,31 @@ def load_tokenizer(run_dir: Path) -> Tokenizer:
     if not path.is_file():
         raise TwinGPTError(f"{path} is missing: copy the tokenizer.json that the model was trained with there")
     return Tokenizer.load(path)
+
+
+def with_contacts(text: str, sources: Iterable[str], store: ContactStore | None, *, fill_in: bool) -> str:
+    """An answer whose telephone numbers can be trusted, or are marked.
+
+    sources: the question and the document that the answer was made from. fill_in: placeholders become the store's
+    values, and a number that stands in neither the sources nor the store is taken out; otherwise it is only marked.
+    Raises TwinGPTError if there is nothing to fill in from.
+    """
+    from twingpt.data.contacts import fill, verify_numbers
+    from twingpt.data.contacts.store import UNRESOLVED
+
+    if fill_in:
+        if store is None:
+            raise TwinGPTError(f"--fill-contacts needs the {CONTACTS_FILE} that `prepare` made beside the checkpoints")
+        text = fill(text, store)
+    for span in reversed(verify_numbers(text, sources, store)):
+        replacement = UNRESOLVED if fill_in else span.text + UNVERIFIED
+        text = text[: span.start] + replacement + text[span.end :]
+    return text
+
+
+def open_contacts(run_dir: Path) -> ContactStore | None:
+    """The store that `train` copied from DATA, if there is one. Raises TwinGPTError if it is damaged."""
+    from twingpt.data.contacts import ContactStore
+
+    path = run_dir / CONTACTS_FILE
+    return ContactStore.open(path) if path.is_file() else None

@@ -46,7 +46,7 @@ class TrainConfig:
     eval_every: int = 500
     save_every: int = 500
     log_every: int = 10
-    eval_windows: int = 200
+    eval_windows: int = 100
     keep_last: int = 3
     sample_tokens: int = 120
 

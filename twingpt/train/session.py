@@ -15,7 +15,8 @@ from twingpt.data.batches import Batches
 from twingpt.data.manifest import Manifest
 from twingpt.data.template import Sample
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
+from twingpt.doctor.causality import startup_check
+from twingpt.generate import CONTACTS_FILE, TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
 from twingpt.train.config import RunConfig, TrainConfig, make_config
 from twingpt.train.trainer import Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
@@ -66,10 +67,12 @@ def open_session(request: TrainRequest) -> Session:
     train = Batches(data_dir, manifest, "train", config.model.block_size, config.train.seed)
     val = Batches(data_dir, manifest, "val", config.model.block_size)
     backend = create_backend(request.backend, config.model, config.train.engine(request.device))
+    startup_check(request.backend, config.model, config.train.engine(request.device))
 
     request.run_dir.mkdir(parents=True, exist_ok=True)
-    if not (request.run_dir / TOKENIZER_FILE).exists():
-        shutil.copyfile(data_dir / TOKENIZER_FILE, request.run_dir / TOKENIZER_FILE)
+    for name in (TOKENIZER_FILE, CONTACTS_FILE):
+        if (data_dir / name).is_file() and not (request.run_dir / name).exists():
+            shutil.copyfile(data_dir / name, request.run_dir / name)
     config.save(request.run_dir)
     trainer = Trainer(
         request.run_dir,

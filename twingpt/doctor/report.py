@@ -1,0 +1,111 @@
+"""What a check found, and how a report reaches the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One question to the device.
+
+    measured and tolerance share `unit`; both None where the check was skipped or could not be carried out.
+    detail: what was looked at, or why not. advice: what to do if it failed.
+    """
+
+    engine: str
+    device: str
+    name: str
+    status: Status
+    measured: float | None = None
+    tolerance: float | None = None
+    unit: str = ""
+    detail: str = ""
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def judged(
+    measured: float, tolerance: float, *, engine: str, device: str, name: str, unit: str, detail: str, advice: str
+) -> Check:
+    """Passed if measured is at most the tolerance; NaN is not."""
+    return Check(
+        engine=engine,
+        device=device,
+        name=name,
+        status="passed" if measured <= tolerance else "failed",
+        measured=measured,
+        tolerance=tolerance,
+        unit=unit,
+        detail=detail,
+        advice=advice,
+    )
+
+
+@dataclass(kw_only=True)
+class Report:
+    """facts: tables of name and value, by title. notes: what is worth knowing, a line each."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if check.status == "failed"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json. A measured NaN or infinity, which JSON has no word for, becomes its name."""
+        return {
+            "passed": not self.failed,
+            "facts": self.facts,
+            "notes": self.notes,
+            "checks": [_finite(check.to_dict()) for check in self.checks],
+        }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    unfit = ("inf", "-inf", "nan")
+    return {name: str(v) if isinstance(v, float) and str(v) in unfit else v for name, v in values.items()}
+
+
+def print_report(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, rows in report.facts.items():
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows.items():
+            table.add_row(name, str(value))
+        console.print(table)
+    table = Table(title="checks", title_justify="left")
+    for column in ("engine", "check", "measured", "tolerance", "unit", ""):
+        table.add_column(column, overflow="fold")
+    colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
+    for check in report.checks:
+        table.add_row(
+            f"{check.engine} on {check.device}",
+            check.name,
+            "" if check.measured is None else f"{check.measured:.2g}",
+            "" if check.tolerance is None else f"{check.tolerance:.2g}",
+            check.unit,
+            f"[{colours[check.status]}]{check.status}[/]",
+        )
+    console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    for check in report.checks:
+        if check.status != "passed":
+            line = f"{check.status}: {check.engine}, {check.name}: {check.detail}"
+            console.print(line, markup=False, highlight=False)
+            if check.status == "failed":
+                console.print(f"  what to do: {check.advice}", markup=False, highlight=False)
+    if not report.failed:
+        console.print("[green]every check passed[/] that this machine can run")
