@@ -8,7 +8,7 @@ import typer
 
 from twingpt import __version__, cli_data
 from twingpt.console import fail, print_json
-from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
+from twingpt.core.errors import RestartError, StoppedError, TwinGPTError, UsageError
 
 app = typer.Typer(
     name="twingpt",
@@ -68,7 +68,20 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Sequences an update.", show_default="16", min=1)] = None,
     micro_batch: Annotated[
         int | None,
-        typer.Option(help="Sequences at a time; divides --batch-size. 0: all.", show_default="0", min=0),
+        typer.Option(
+            help="Sequences at a time; divides --batch-size. 0: what fits into memory.", show_default="0", min=0
+        ),
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GiB that training may use.", show_default="what the device has", min=0)
+    ] = None,
+    activation_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--activation-checkpointing/--no-activation-checkpointing",
+            help="Less memory for about a third more time.",
+            show_default="no",
+        ),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak.", show_default="the preset's")] = None,
     min_learning_rate: Annotated[
@@ -109,6 +122,7 @@ def train(
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
     from rich.console import Console
 
+    from twingpt.train.restart import restart
     from twingpt.train.run import run_shown
     from twingpt.train.session import TrainRequest, open_session
 
@@ -116,6 +130,7 @@ def train(
         "steps": steps,
         "batch_size": batch_size,
         "micro_batch": micro_batch,
+        "activation_checkpointing": activation_checkpointing,
         "learning_rate": learning_rate,
         "min_learning_rate": min_learning_rate,
         "schedule": schedule,
@@ -137,11 +152,17 @@ def train(
         preset=preset,
         config_file=config,
         resume=resume,
+        memory_limit=memory_limit,
         model=_given({"dropout": dropout, "block_size": block_size}),
         train=_given(settings),
     )
     session = open_session(request)
-    run_shown(session, out, stop_at, Console(stderr=as_json))
+    console = Console(stderr=as_json)
+    try:
+        run_shown(session, out, stop_at, console, estimate_time=not as_json)
+    except RestartError as error:
+        console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
+        restart(out, error.micro_batch)
     if as_json:
         from twingpt.train.log import read_metrics
 

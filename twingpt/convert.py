@@ -11,6 +11,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
+from twingpt.data.stages import file_sha256
 from twingpt.data.template import BOS, EOS, PAD, UNK
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.generate import TOKENIZER_FILE
@@ -48,7 +49,7 @@ def convert_model(source: Path, target: Path, to: str, tokenizer: Path | None) -
         raise TwinGPTError(f"{tokenizer} does not exist")
     with _folder_in_one_piece(target) as folder:
         if to == "native":
-            _write_native(folder, model)
+            _write_native(folder, model, tokenizer)
         else:
             _write_hf(folder, model, tokenizer)
         if tokenizer is not None:
@@ -77,9 +78,11 @@ def _beside(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _write_native(folder: Path, model: Model) -> None:
+def _write_native(folder: Path, model: Model, tokenizer: Path | None) -> None:
     state = {MODEL + name: weight for name, weight in model.weights.items()}
-    CheckpointStore(folder).save(model.spec, state, Progress(step=model.step))
+    # Resuming on data of another tokenizer would train on with tokens that mean something else.
+    fingerprint = {"tokenizer": file_sha256(tokenizer)} if tokenizer is not None else {}
+    CheckpointStore(folder).save(model.spec, state, Progress(step=model.step, fingerprint=fingerprint))
     RunConfig(model=model.spec, train=TrainConfig(), data="").save(folder)
 
 

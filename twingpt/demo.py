@@ -1,6 +1,8 @@
 """`twingpt demo`: the whole way on the example text, in minutes, through both engines."""
 
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from twingpt.core.backend import DeviceChoice, create_backend, installed_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import initial_weights
 from twingpt.core.sampling import Sampling
-from twingpt.core.state import MODEL
+from twingpt.core.state import MODEL as MODEL_PREFIX
 from twingpt.data.manifest import Manifest
 from twingpt.data.pipeline import PrepareSettings, prepare
 from twingpt.generate import load_tokenizer, question_prompt, stream_text
@@ -20,8 +22,11 @@ from twingpt.train.run import run_shown
 from twingpt.train.session import TrainRequest, open_session
 
 PRESET = "tiny"
-VOCAB_SIZE = 4000
-BATCH_SIZE = 8
+VOCAB_SIZE = 3000
+# Many small updates without dropout: in three minutes a model of this size learns the form by heart, which is what a
+# demonstration can show. It is no recipe for a real text.
+MODEL = {"dropout": 0.0}
+TRAIN = {"batch_size": 2, "learning_rate": 3e-3, "min_learning_rate": 3e-4, "log_every": 50}
 RELAY_STEPS = 10
 QUESTION = "여권을 잃어버렸을 때 해야 할 일 정리해줘"
 
@@ -48,18 +53,23 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     config = make_config(
         preset=PRESET,
         config_file=None,
-        model={"vocab_size": manifest.vocab_size},
-        train={"batch_size": BATCH_SIZE},
+        model={"vocab_size": manifest.vocab_size, **MODEL},
+        train=TRAIN,
         data="",
     )
-    speeds = {name: steps_per_second(name, config, device) for name in ([backend] if backend else engines)}
+    speeds = {name: _alone(name, config, device) for name in ([backend] if backend else engines)}
     for name, speed in speeds.items():
         console.print(f"{name}: {speed:.1f} updates/s here", highlight=False)
     first = max(speeds, key=lambda name: speeds[name])
     steps = max(2 * RELAY_STEPS, round(minutes * 60 * speeds[first])) + RELAY_STEPS
-    options = {"steps": steps, "batch_size": BATCH_SIZE, "eval_every": max(1, steps // 4), "warmup_steps": steps // 20}
     request = TrainRequest(
-        run_dir=out / "run", data_dir=out / "data", backend=first, device=device, preset=PRESET, train=options
+        run_dir=out / "run",
+        data_dir=out / "data",
+        backend=first,
+        device=device,
+        preset=PRESET,
+        model=MODEL,
+        train={**TRAIN, "steps": steps, "eval_every": max(1, steps // 3), "warmup_steps": steps // 20},
     )
     run_shown(open_session(request), out / "run", steps - RELAY_STEPS, console)
 
@@ -81,11 +91,17 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     console.print(f"ask another: twingpt generate {out / 'run'} --question TEXT", markup=False)
 
 
-def steps_per_second(backend: str, config: RunConfig, device: DeviceChoice, steps: int = 8) -> float:
+def _alone(backend: str, config: RunConfig, device: DeviceChoice) -> float:
+    """steps_per_second in a process of its own: two frameworks in one would get in each other's way."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(steps_per_second, backend, config, device).result()
+
+
+def steps_per_second(backend: str, config: RunConfig, device: DeviceChoice, steps: int = 20) -> float:
     """Updates a second on random tokens, compilation left out."""
     spec, train = config.model, config.train
     engine = create_backend(backend, spec, train.engine(device))
-    engine.load_state({MODEL + name: weight for name, weight in initial_weights(spec, 0).items()})
+    engine.load_state({MODEL_PREFIX + name: weight for name, weight in initial_weights(spec, 0).items()})
     tokens = np.random.default_rng(0).integers(0, spec.vocab_size, (1, train.batch_size, spec.block_size + 1))
     started = 0.0
     for step in range(-2, steps):

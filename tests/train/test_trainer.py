@@ -28,7 +28,14 @@ TRAIN |= {"schedule": "cosine", "learning_rate": 5e-3, "sample_tokens": 0}
 
 
 def session(
-    run: Path, data: Path | None, backend: str, *, resume: bool = False, model: Any = (), **train: Any
+    run: Path,
+    data: Path | None,
+    backend: str,
+    *,
+    resume: bool = False,
+    memory_limit: float | None = None,
+    model: Any = (),
+    **train: Any,
 ) -> Session:
     return open_session(
         TrainRequest(
@@ -38,6 +45,7 @@ def session(
             device="cpu",
             preset="tiny",
             resume=resume,
+            memory_limit=memory_limit,
             model={} if resume else {**MODEL, **dict(model)},
             train=train if resume else {**TRAIN, **train},
         )

@@ -233,3 +233,20 @@ def test_nothing_is_left_where_a_conversion_failed(tmp_path: Path, run: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
     with pytest.raises(UsageError, match="exists"):
         convert_model(run, tmp_path / "hf", "hf", None)
+
+
+def test_an_imported_model_is_not_resumed_with_another_tokenizer(
+    tmp_path: Path, plain_data: Path, tokenizer: Tokenizer, spec: GPTSpec
+) -> None:
+    from twingpt.train.session import TrainRequest, open_session
+
+    spec = dataclasses.replace(spec, vocab_size=tokenizer.vocab_size)
+    CheckpointStore(tmp_path / "run").save(spec, perturbed(spec), Progress(step=1))
+    for name, change in (("same", ""), ("other", " ")):
+        path = tmp_path / f"{name}.json"
+        path.write_text(tokenizer.content + change, encoding="utf-8")
+        convert_model(tmp_path / "run", tmp_path / name, "native", path)
+    request = TrainRequest(run_dir=tmp_path / "same", data_dir=plain_data, backend="mlx", device="cpu", resume=True)
+    assert open_session(request).trainer.step == 1
+    with pytest.raises(TwinGPTError, match="trained with other tokenizer"):
+        open_session(dataclasses.replace(request, run_dir=tmp_path / "other"))

@@ -35,6 +35,8 @@ class EngineConfig:
     grad_clip: largest L2 norm of the whole gradient; 0 turns clipping off.
     precision: of the matrix products; weights, moments and reductions are float32 either way.
     loss_chunk: tokens whose logits exist at one time, so that [B * T, V] is never whole.
+    activation_checkpointing: keep only each block's input and compute the rest again in the backward pass: less memory
+        for about a third more time.
     seed: with (step, micro-batch) it keys dropout.
     """
 
@@ -46,6 +48,7 @@ class EngineConfig:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     loss_chunk: int = 512
+    activation_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +89,9 @@ class Backend(Protocol):
         """One update from int32 [A, B, T]: A micro-batches accumulated. Target -1 is not counted.
 
         The loss is summed over the counted tokens of all micro-batches and divided once. Never waits for the device.
+        Dropout is keyed by (seed, step, micro-batch): cut differently, the same batch meets other masks, and only
+        without dropout is the step the same up to rounding. Raises OutOfMemoryError; as the device may lag behind, so
+        may any later call.
         """
 
     def read_stats(self) -> StepStats:
@@ -120,6 +126,9 @@ class Backend(Protocol):
 
     def memory(self) -> tuple[int, int]:
         """(active, peak) bytes on the device; resident set of the process on the CPU."""
+
+    def memory_limit(self) -> int | None:
+        """Bytes that the device wants a process to stay below; None where that is the machine's memory."""
 
     def synchronize(self) -> None:
         """Wait until the device has nothing left to do."""

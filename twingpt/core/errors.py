@@ -13,6 +13,28 @@ class UsageError(TwinGPTError):
     exit_code = 2
 
 
+class OutOfMemoryError(TwinGPTError):
+    """The device, or the machine, had no memory left for an engine.
+
+    retry: the process is sound and no update had begun, so that the same step can be tried again in smaller pieces.
+    """
+
+    def __init__(self, reason: str, *, retry: bool) -> None:
+        super().__init__(f"out of memory: {reason}")
+        self.retry = retry
+
+
+class RestartError(TwinGPTError):
+    """Out of memory in a way that only a fresh process survives: go on there from the last checkpoint.
+
+    micro_batch: what the fresh process should take at a time.
+    """
+
+    def __init__(self, problem: str, micro_batch: int) -> None:
+        super().__init__(f"{problem}: go on with --resume --micro-batch {micro_batch}")
+        self.micro_batch = micro_batch
+
+
 class StoppedError(Exception):
     """Ended early by a signal, in good order; exit_code is 128 + the signal's number."""
 

@@ -1,5 +1,7 @@
 """The keys of the state that crosses engines, and the strict check that each engine loads it through."""
 
+import math
+
 import numpy as np
 
 from twingpt.core.backend import State
@@ -22,6 +24,11 @@ def expected_shapes(spec: GPTSpec, *, optimizer: bool) -> dict[str, tuple[int, .
     if optimizer:
         shapes[ADAMW_COUNT] = ()
     return shapes
+
+
+def state_bytes(spec: GPTSpec) -> int:
+    """Bytes of the whole state, in memory or in a checkpoint's files."""
+    return sum(4 * math.prod(shape) for shape in expected_shapes(spec, optimizer=True).values())
 
 
 def has_optimizer(state: State) -> bool:

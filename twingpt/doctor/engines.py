@@ -162,7 +162,7 @@ class MLXEngine:
 
 
 def open_engine(name: BackendName, choice: DeviceChoice) -> Engine:
-    """Raises ImportError or OSError if the framework cannot be loaded, TwinGPTError if it lacks the device."""
+    """Raises TwinGPTError if the framework lacks the device, and whatever a broken framework raises."""
     return TorchEngine(choice) if name == "mps" else MLXEngine(choice)
 
 

@@ -22,7 +22,7 @@ class TrainConfig:
     """Defaults are the user's recipe: AdamW at a constant 3e-4.
 
     steps: updates in all; it defines the schedule.
-    batch_size: sequences an update; micro_batch divides it (0: the whole batch at once).
+    batch_size: sequences an update; micro_batch divides it (0: chosen so that it fits into memory).
     eval_every, save_every: in steps, 0 = only at the end. log_every: steps between two lines of metrics.
     eval_windows: validation windows an evaluation looks at, spread evenly (0: all).
     keep_last: checkpoints kept besides the best one (0: all).
@@ -42,6 +42,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     precision: Precision = "float32"
     loss_chunk: int = 512
+    activation_checkpointing: bool = False
     seed: int = 0
     eval_every: int = 500
     save_every: int = 500

@@ -61,7 +61,42 @@ class SaveReport:
     path: Path
 
 
-Report = StepReport | EvalReport | SaveReport
+@dataclass(frozen=True, slots=True)
+class SpikeReport:
+    """The loss of update `step`, nats a token, jumped above the mean of those before it."""
+
+    step: int
+    loss: float
+    mean: float
+
+    def metrics(self) -> dict[str, Any]:
+        return {"step": self.step, "spike_loss": self.loss, "running_mean": self.mean}
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatchReport:
+    """Update `step` ran out of memory and goes on in smaller pieces, with the same data."""
+
+    step: int
+    before: int
+    after: int
+    problem: str
+
+    def metrics(self) -> dict[str, Any]:
+        return {"step": self.step, "micro_batch": self.after, "problem": self.problem}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskReport:
+    """After the save of `step`, `folder` has fewer bytes free than the next one needs."""
+
+    step: int
+    folder: Path
+    needed: int
+    free: int
+
+
+Report = StepReport | EvalReport | SaveReport | SpikeReport | MicroBatchReport | DiskReport
 
 
 class MetricsLog:
@@ -132,6 +167,9 @@ class TrainDisplay:
                 self._step(report)
             elif isinstance(report, EvalReport):
                 self._evaluation(report)
+            elif not isinstance(report, SaveReport):
+                line = f"step {report.step}  {_aside(report)}"
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
             yield report
 
     def _step(self, report: StepReport) -> None:
@@ -151,3 +189,14 @@ class TrainDisplay:
         )
         if report.sample and report.sample.strip():
             self._console.print(report.sample.strip(), style="dim", markup=False, highlight=False)
+
+
+def _aside(report: SpikeReport | MicroBatchReport | DiskReport) -> str:
+    if isinstance(report, SpikeReport):
+        return f"loss jumped to {report.loss:.4f}, from a running mean of {report.mean:.4f}"
+    if isinstance(report, MicroBatchReport):
+        return f"{report.problem}; micro-batch {report.before} -> {report.after}, the same step again"
+    return (
+        f"warning: {report.folder} has {report.free:,} bytes free, the next checkpoint needs {report.needed:,}: "
+        "make space before it is due"
+    )

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -10,12 +11,23 @@ from rich.console import Console
 
 from twingpt.core.errors import StoppedError
 from twingpt.core.params import parameter_count
+from twingpt.train.estimate import GIB, LESS_MEMORY, MemoryPlan, TimeEstimate
+from twingpt.train.guards import keep_awake
 from twingpt.train.log import TrainDisplay
 from twingpt.train.session import Session
 
+WORTH_A_WARM_UP = 50
+"""Steps below which timing a few of them first would be a notable part of the run."""
 
-def run_shown(session: Session, run_dir: Path, stop_at: int | None, console: Console) -> None:
-    """Train up to `stop_at` (None: all steps). Raises StoppedError after an orderly stop by a signal."""
+
+def run_shown(
+    session: Session, run_dir: Path, stop_at: int | None, console: Console, *, estimate_time: bool = True
+) -> None:
+    """Train up to `stop_at` (None: all steps).
+
+    Prints the estimated memory first, and the estimated time of a run of WORTH_A_WARM_UP steps or more. Raises
+    StoppedError after an orderly stop by a signal, RestartError if only a fresh process can go on.
+    """
     trainer, config = session.trainer, session.config
     last = min(stop_at or config.train.steps, config.train.steps)
     for note in session.notes:
@@ -25,6 +37,14 @@ def run_shown(session: Session, run_dir: Path, stop_at: int | None, console: Con
         f"{config.train.batch_size} x {config.model.block_size} tokens an update, from step {trainer.step} to {last}",
         highlight=False,
     )
+    console.print(memory_line(session.memory), markup=False, highlight=False, soft_wrap=True)
+    if not session.memory.fits:
+        console.print(f"warning: that may be too much: {LESS_MEMORY}", markup=False, highlight=False)
+    awake = keep_awake()
+    if awake is not None:
+        console.print("caffeinate keeps this Mac awake until the training ends")
+    if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
+        console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
     display = TrainDisplay(console, trainer.step, last)
     with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:
         for _ in reports:
@@ -35,6 +55,32 @@ def run_shown(session: Session, run_dir: Path, stop_at: int | None, console: Con
         console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)
         raise StoppedError(128 + number)
     console.print(f"saved step {trainer.step} in {run_dir}", markup=False, highlight=False)
+
+
+def memory_line(plan: MemoryPlan) -> str:
+    need = plan.estimate
+    parts = {
+        "weights": need.weights,
+        "gradients": need.gradients,
+        "moments": need.moments,
+        "activations": need.activations,
+        "logits": need.logits,
+        "framework": need.framework,
+    }
+    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    return (
+        f"estimated memory: {need.total / GIB:.2f} of {plan.limit / GIB:.2f} GiB ({listed}), "
+        f"{plan.micro_batch} sequences at a time"
+    )
+
+
+def time_line(estimate: TimeEstimate) -> str:
+    total = timedelta(seconds=round(estimate.total))
+    return (
+        f"estimated time: {total} ({estimate.steps:,} steps of {estimate.step:.3g} s, "
+        f"{estimate.evaluations} evaluations of {estimate.evaluation:.3g} s, "
+        f"{estimate.saves} saves of {estimate.save:.3g} s)"
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 from twingpt.core.backend import Backend, DeviceChoice, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.memory import machine_memory
 from twingpt.core.sampling import Sampling
 from twingpt.data.batches import Batches
 from twingpt.data.manifest import Manifest
@@ -18,6 +19,8 @@ from twingpt.data.tokenizer import Tokenizer
 from twingpt.doctor.causality import startup_check
 from twingpt.generate import CONTACTS_FILE, TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
 from twingpt.train.config import RunConfig, TrainConfig, make_config
+from twingpt.train.estimate import GIB, USABLE, MemoryPlan, plan_memory
+from twingpt.train.guards import check_disk
 from twingpt.train.trainer import Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
 
@@ -33,6 +36,8 @@ class TrainRequest:
     preset: str = "seed"
     config_file: Path | None = None
     resume: bool = False
+    memory_limit: float | None = None
+    """GiB that the run may plan with; None: what the device or machine has."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -42,6 +47,7 @@ class Session:
     trainer: Trainer
     backend: Backend
     config: RunConfig
+    memory: MemoryPlan
     notes: list[str]
     """What the user should know before it starts, a line each."""
 
@@ -66,8 +72,11 @@ def open_session(request: TrainRequest) -> Session:
         check_resumable(config, fingerprint, checkpoint)
     train = Batches(data_dir, manifest, "train", config.model.block_size, config.train.seed)
     val = Batches(data_dir, manifest, "val", config.model.block_size)
-    backend = create_backend(request.backend, config.model, config.train.engine(request.device))
-    startup_check(request.backend, config.model, config.train.engine(request.device))
+    engine_config = config.train.engine(request.device)
+    startup_check(request.backend, config.model, engine_config)
+    backend = create_backend(request.backend, config.model, engine_config)
+    memory = _plan_memory(request, config, backend)
+    check_disk(CheckpointStore(request.run_dir), config.model, config.train)
 
     request.run_dir.mkdir(parents=True, exist_ok=True)
     for name in (TOKENIZER_FILE, CONTACTS_FILE):
@@ -76,7 +85,7 @@ def open_session(request: TrainRequest) -> Session:
     config.save(request.run_dir)
     trainer = Trainer(
         request.run_dir,
-        config,
+        dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=memory.micro_batch)),
         backend,
         train,
         val,
@@ -85,7 +94,15 @@ def open_session(request: TrainRequest) -> Session:
         write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train),
         resume_from=checkpoint,
     )
-    return Session(trainer, backend, config, notes)
+    return Session(trainer, backend, config, memory, notes)
+
+
+def _plan_memory(request: TrainRequest, config: RunConfig, backend: Backend) -> MemoryPlan:
+    limit = backend.memory_limit() or int(USABLE * machine_memory())
+    if request.memory_limit is not None:
+        limit = int(request.memory_limit * GIB)
+    strict = request.memory_limit is not None
+    return plan_memory(config.model, config.train, backend.name, backend.device, limit, strict=strict)
 
 
 def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str]]:
@@ -135,7 +152,7 @@ def _config(request: TrainRequest, manifest: Manifest, data_dir: Path) -> RunCon
 
 def _sample_writer(
     data_dir: Path, manifest: Manifest, tokenizer: Tokenizer, backend: Backend, config: TrainConfig
-) -> Callable[[], str] | None:
+) -> Callable[[int], str] | None:
     """Answers the first validation question, or writes on from [BOS] where the text has no questions."""
     if config.sample_tokens == 0:
         return None
@@ -145,8 +162,8 @@ def _sample_writer(
         prompt = question_prompt(tokenizer, question, None, backend.spec.block_size)
     sampling = Sampling(seed=config.seed)
 
-    def write() -> str:
-        text = "".join(stream_text(backend, tokenizer, prompt, sampling, config.sample_tokens))
+    def write(tokens: int) -> str:
+        text = "".join(stream_text(backend, tokenizer, prompt, sampling, tokens))
         return text if question is None else f"{question}\n{text}"
 
     return write

@@ -1,6 +1,7 @@
 """The one training loop, for both engines."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,16 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
-from twingpt.core.errors import TwinGPTError
+from twingpt.core.errors import OutOfMemoryError, RestartError, TwinGPTError
 from twingpt.core.init import initial_weights
-from twingpt.core.state import MODEL
+from twingpt.core.state import ADAMW_COUNT, MODEL, expected_shapes, state_bytes
 from twingpt.data.batches import Batches
 from twingpt.train.config import RunConfig
+from twingpt.train.estimate import (
+    LESS_MEMORY,
+    SAVE_BYTES_PER_SECOND,
+    TimeEstimate,
+    events,
+    smaller_micro_batch,
+)
 from twingpt.train.evaluate import Evaluation, evaluate
-from twingpt.train.log import EvalReport, MetricsLog, Report, SaveReport, StepReport
-from twingpt.weights.checkpoint import Checkpoint, CheckpointStore, Progress
+from twingpt.train.guards import SpikeDetector, free_bytes
+from twingpt.train.log import (
+    DiskReport,
+    EvalReport,
+    MetricsLog,
+    MicroBatchReport,
+    Report,
+    SaveReport,
+    SpikeReport,
+    StepReport,
+)
+from twingpt.weights.checkpoint import Checkpoint, CheckpointStore, Progress, read_checkpoint
 
 MAX_SKIPPED_IN_A_ROW = 10
+WARM_UP_STEPS = 3
 
 
 class Trainer:
@@ -28,7 +47,8 @@ class Trainer:
     Nothing random is carried along: the data order, the learning rate and dropout are functions of (seed, step), so a
     resumed run, another micro-batch and the other engine all see the same run.
 
-    token_bytes: int32 [vocab_size], bytes that each token stands for. write_sample: text at an evaluation, or None.
+    token_bytes: int32 [vocab_size], bytes that each token stands for. write_sample: text of up to so many tokens, for
+    an evaluation, or None.
     fingerprint: what a checkpoint must agree with to be resumed, by name.
     """
 
@@ -42,10 +62,11 @@ class Trainer:
         *,
         token_bytes: NDArray[np.int32],
         fingerprint: dict[str, str],
-        write_sample: Callable[[], str] | None = None,
+        write_sample: Callable[[int], str] | None = None,
         resume_from: Checkpoint | None = None,
     ) -> None:
-        self._config = config.train
+        self._run_dir, self._run_config = run_dir, config
+        self._config = replace(config.train, micro_batch=config.train.micro_batch or config.train.batch_size)
         self._spec = config.model
         self._backend = backend
         self._train, self._val = train, val
@@ -54,9 +75,9 @@ class Trainer:
         self._fingerprint = fingerprint
         self._schedule = config.train.lr_schedule()
         self._store = CheckpointStore(run_dir)
+        self._origin = resume_from.path if resume_from else None
         if resume_from is None:
-            weights = initial_weights(config.model, config.train.seed)
-            backend.load_state({MODEL + name: weight for name, weight in weights.items()})
+            self._load_start()
             self._progress = Progress(step=0, fingerprint=fingerprint)
         else:
             check_resumable(config, fingerprint, resume_from)
@@ -66,6 +87,8 @@ class Trainer:
         self._metrics = MetricsLog(run_dir, self._progress.step)
         self._stop_requested = False
         self._skipped_in_a_row = 0
+        self._spikes = SpikeDetector()
+        self._asides: deque[Report] = deque()
 
     @property
     def step(self) -> int:
@@ -79,14 +102,24 @@ class Trainer:
     def run(self, stop_at: int | None = None) -> Iterator[Report]:
         """Train up to step `stop_at` (default: all of them), reporting as it goes.
 
-        Raises TwinGPTError if the loss stays non-finite, or a checkpoint cannot be written.
+        Raises TwinGPTError if the loss stays non-finite, a checkpoint cannot be written, or not even one sequence at a
+        time fits into memory; RestartError if only a fresh process can go on, with a smaller micro-batch.
         """
+        try:
+            for report in self._run(stop_at):
+                yield report
+                while self._asides:
+                    yield self._asides.popleft()
+        except OutOfMemoryError as error:
+            raise RestartError(str(error), self._smaller_micro_batch(error)) from None
+
+    def _run(self, stop_at: int | None) -> Iterator[Report]:
         config, last = self._config, min(stop_at or self._config.steps, self._config.steps)
         evaluated = -1
         clock = _Clock()
         while self.step < last and not self._stop_requested:
             lr = self._schedule.learning_rate(self.step)
-            self._update(lr)
+            yield from self._update(lr)
             clock.count(config.batch_size * self._spec.block_size)
             if self.step == 1 or self.step % config.log_every == 0 or self.step == last:
                 yield self._log(self._read_stats(lr, clock))
@@ -102,11 +135,82 @@ class Trainer:
         if self._saved_step != self.step:
             yield self._save()
 
-    def _update(self, lr: float) -> None:
+    def warm_up(self, stop_at: int | None = None) -> TimeEstimate:
+        """Time the coming steps, an evaluation and a sample on the run's own batches, then put everything back.
+
+        Costs WARM_UP_STEPS steps and leaves no trace: weights, moments, data order and dropout are functions of the
+        step, and the state is loaded once more. Raises what `run` raises.
+        """
+        config, position = self._config, self._progress
+        try:
+            seconds = [self._timed_step() for _ in range(WARM_UP_STEPS)]
+            evaluation = self._timed_evaluation() + self._timed_sample()
+        except OutOfMemoryError as error:
+            raise RestartError(str(error), self._smaller_micro_batch(error)) from None
+        started = time.perf_counter()
+        size = sum(array.nbytes for array in self._backend.export_state().values())
+        save = time.perf_counter() - started + size / SAVE_BYTES_PER_SECOND
+        self._load_start()
+        self._progress = position
+        last = min(stop_at or config.steps, config.steps)
+        return TimeEstimate(
+            # The first one compiles kernels and fills caches.
+            step=sum(seconds[1:]) / (WARM_UP_STEPS - 1),
+            evaluation=evaluation,
+            save=save,
+            steps=last - position.step,
+            evaluations=events(position.step, last, config.eval_every),
+            saves=events(position.step, last, config.save_every),
+        )
+
+    def _load_start(self) -> None:
+        """The state that the run begins with: its checkpoint, or initial weights and zero moments."""
+        if self._origin is not None:
+            self._backend.load_state(read_checkpoint(self._origin).state)
+            return
+        state = {
+            key: np.zeros(shape, dtype=np.int64 if key == ADAMW_COUNT else np.float32)
+            for key, shape in expected_shapes(self._spec, optimizer=True).items()
+        }
+        state |= {MODEL + name: w for name, w in initial_weights(self._spec, self._config.seed).items()}
+        self._backend.load_state(state)
+
+    def _timed_step(self) -> float:
+        started = time.perf_counter()
+        self._asides.extend(self._update(self._schedule.learning_rate(self.step)))
+        self._backend.read_stats()
+        return time.perf_counter() - started
+
+    def _timed_evaluation(self) -> float:
+        """Seconds of a whole evaluation, from two of its batches."""
+        size = self._config.micro_batch
+        windows = self._val.spread(self._config.eval_windows)
+        inputs, targets = self._val.gather((windows * size)[:size])
+        self._backend.eval_step(inputs, targets)
+        started = time.perf_counter()
+        self._backend.eval_step(inputs, targets)
+        return (time.perf_counter() - started) * -(-len(windows) // size)
+
+    def _timed_sample(self) -> float:
+        if self._write_sample is None:
+            return 0.0
+        times = []
+        for tokens in (1, 1, 9):
+            started = time.perf_counter()
+            self._write_sample(tokens)
+            times.append(time.perf_counter() - started)
+        a_token = max(0.0, times[2] - times[1]) / 8
+        return times[1] + a_token * (self._config.sample_tokens - 1)
+
+    def _update(self, lr: float) -> Iterator[Report]:
+        """One update, in smaller pieces if memory runs out, each cut reported."""
         done, config = self._progress, self._config
         inputs, targets = self._train.batch(done.samples, config.batch_size)
-        shape = (config.accumulation, -1, self._spec.block_size)
-        self._backend.train_step(inputs.reshape(shape), targets.reshape(shape), lr, done.step)
+        while (problem := self._try_update(inputs, targets, lr, done.step)) is not None:
+            before = self._config.micro_batch
+            self._set_micro_batch(self._smaller_micro_batch(problem))
+            report = MicroBatchReport(done.step + 1, before, self._config.micro_batch, str(problem))
+            yield self._log(report)
         self._progress = Progress(
             step=done.step + 1,
             samples=done.samples + config.batch_size,
@@ -114,8 +218,40 @@ class Trainer:
             fingerprint=self._fingerprint,
         )
 
+    def _try_update(
+        self, inputs: NDArray[np.int32], targets: NDArray[np.int32], lr: float, step: int
+    ) -> OutOfMemoryError | None:
+        shape = (self._config.accumulation, -1, self._spec.block_size)
+        try:
+            self._backend.train_step(inputs.reshape(shape), targets.reshape(shape), lr, step)
+        except OutOfMemoryError as error:
+            if not error.retry:
+                raise
+            # The traceback would keep the failed attempt's arrays alive.
+            return error.with_traceback(None)
+        return None
+
+    def _smaller_micro_batch(self, problem: OutOfMemoryError) -> int:
+        smaller = smaller_micro_batch(self._config.batch_size, self._config.micro_batch)
+        if smaller is None:
+            raise TwinGPTError(
+                f"{problem}, with one sequence at a time: {LESS_MEMORY}, or close other programs"
+            ) from None
+        return smaller
+
+    def _set_micro_batch(self, micro_batch: int) -> None:
+        """Also for a later --resume, which would run out of memory again."""
+        self._config = replace(self._config, micro_batch=micro_batch)
+        train = replace(self._run_config.train, micro_batch=micro_batch)
+        self._run_config = replace(self._run_config, train=train)
+        self._run_config.save(self._run_dir)
+
     def _read_stats(self, lr: float, clock: "_Clock") -> StepReport:
         stats = self._backend.read_stats()
+        first = self.step - len(stats.applied) + 1
+        for number, (nats, tokens) in enumerate(zip(stats.loss_sums, stats.tokens, strict=True), first):
+            if (spike := self._spikes.check(nats / max(1, tokens))) is not None:
+                self._asides.append(self._log(SpikeReport(number, *spike)))
         for applied in stats.applied:
             self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
             if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
@@ -140,19 +276,22 @@ class Trainer:
             self._backend,
             self._val,
             self._token_bytes,
-            config.micro_batch or config.batch_size,
+            config.micro_batch,
             config.eval_windows,
         )
         self._progress = replace(self._progress, val_loss=result.loss)
-        return EvalReport(self.step, result, self._write_sample() if self._write_sample else None)
+        return EvalReport(self.step, result, self._write_sample(config.sample_tokens) if self._write_sample else None)
 
     def _save(self) -> SaveReport:
         path = self._store.save(self._spec, self._backend.export_state(), self._progress)
         self._saved_step = self.step
         self._store.retain(self._config.keep_last)
+        needed, free = state_bytes(self._spec), free_bytes(path)
+        if free < needed and self.step < self._config.steps:
+            self._asides.append(DiskReport(self.step, path.parent, needed, free))
         return SaveReport(self.step, path)
 
-    def _log(self, report: StepReport | EvalReport) -> Report:
+    def _log(self, report: StepReport | EvalReport | SpikeReport | MicroBatchReport) -> Report:
         self._metrics.write(report.metrics())
         return report
 

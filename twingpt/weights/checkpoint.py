@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.core.backend import State
-from twingpt.core.errors import TwinGPTError
-from twingpt.core.spec import GPTSpec
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.spec import GPTSpec, check_types
 from twingpt.core.state import MODEL, check_state
 from twingpt.weights.format import fsync, load_tensors, save_tensors
 
@@ -44,6 +45,13 @@ class Progress:
     val_loss: float | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_types(self, "progress")
+        if min(self.step, self.samples, self.tokens) < 0:
+            raise UsageError("progress counts from 0")
+        if not _is_text_table(self.fingerprint):
+            raise UsageError("progress.fingerprint must name texts")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -60,6 +68,7 @@ class CheckpointStore:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "checkpoints"
+        self._saved: int | None = None
 
     def save(self, spec: GPTSpec, state: State, progress: Progress) -> Path:
         """Write one checkpoint. Raises TwinGPTError, the checkpoints before it untouched, if the disk refuses.
@@ -69,27 +78,34 @@ class CheckpointStore:
         target = self.path(progress.step)
         writing = self.folder / f"{_UNFINISHED}{target.name}"
         with contextlib.suppress(TwinGPTError):
-            read_checkpoint(target)
+            self._read(progress.step)
+            self._saved = progress.step
             return target
         try:
-            shutil.rmtree(writing, ignore_errors=True)
+            _remove(writing)
             writing.mkdir(parents=True)
             write_checkpoint(writing, spec, state, progress)
             if target.exists():
                 self._discard(target)
             writing.rename(target)
             fsync(self.folder)
+            fsync(self.folder.parent)
         except OSError as error:
-            shutil.rmtree(writing, ignore_errors=True)
+            _remove(writing)
             raise _write_error(target, state, error) from None
+        self._saved = progress.step
         return target
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first."""
-        if not self.folder.is_dir():
+        """The steps that have a checkpoint, oldest first. Raises TwinGPTError if the folder cannot be read."""
+        try:
+            names = {entry.name for entry in self.folder.iterdir()}
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        matches = (_STEP.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        except OSError as error:
+            raise TwinGPTError(f"{self.folder} cannot be read: {error.strerror}") from None
+        steps = {int(match[1]) for name in names if (match := _STEP.fullmatch(name))}
+        return sorted(step for step in steps if self.path(step).name in names)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -99,39 +115,49 @@ class CheckpointStore:
         damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return read_checkpoint(self.path(step)), damaged
+                return self._read(step), damaged
             except TwinGPTError as error:
                 damaged.append(str(error))
         return None, damaged
 
     def best_step(self) -> int | None:
         """The step of the lowest recorded validation loss among the checkpoints at hand."""
-        losses = {step: loss for step in self.steps() if (loss := self._val_loss(step)) is not None}
-        return min(losses, key=lambda step: losses[step]) if losses else None
+        return self._best(self.steps())
 
     def retain(self, last: int) -> None:
         """Delete all but the newest `last` (0: all are kept) and the best; clear away what a crash left behind."""
-        if not self.folder.is_dir():
-            return
         for leftover in self.folder.glob(".*ing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
+        # What is newer than the last save was passed over as damaged on resume: it must not count as one that is kept.
+        steps = [step for step in self.steps() if self._saved is None or step <= self._saved]
         if last > 0:
-            best = self.best_step()
-            for step in self.steps()[:-last]:
+            best = self._best(steps)
+            for step in steps[:-last]:
                 if step != best:
                     self._discard(self.path(step))
 
-    def _val_loss(self, step: int) -> float | None:
+    def _read(self, step: int) -> Checkpoint:
+        checkpoint = read_checkpoint(self.path(step))
+        if checkpoint.progress.step != step:
+            raise TwinGPTError(f"{checkpoint.path} is of step {checkpoint.progress.step}: it was copied or renamed")
+        return checkpoint
+
+    def _best(self, steps: list[int]) -> int | None:
+        losses = {step: loss for step in steps if math.isfinite(loss := self._val_loss(step))}
+        return min(losses, key=lambda step: losses[step]) if losses else None
+
+    def _val_loss(self, step: int) -> float:
         with contextlib.suppress(TwinGPTError):
-            return read_progress(self.path(step))[0].val_loss
-        return None
+            loss = read_progress(self.path(step))[0].val_loss
+            return math.inf if loss is None else loss
+        return math.inf
 
     def _discard(self, path: Path) -> None:
         # Renamed first: a deletion that is interrupted must not leave half a checkpoint under a valid name.
         trash = path.with_name(_DISCARDED + path.name)
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove(trash)
         path.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove(trash)
 
 
 def write_checkpoint(folder: Path, spec: GPTSpec, state: State, progress: Progress) -> None:
@@ -157,7 +183,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         _, optimizer, digest = load_tensors(folder / OPTIMIZER_FILE)
         _expect(digests[OPTIMIZER_FILE], digest, folder / OPTIMIZER_FILE)
         state.update(optimizer)
-    check_state(spec, state)
+    try:
+        check_state(spec, state)
+    except TwinGPTError as error:
+        raise TwinGPTError(f"{folder} is damaged: {error}") from None
     return Checkpoint(folder, spec, state, progress)
 
 
@@ -171,10 +200,12 @@ def read_progress(folder: Path) -> tuple[Progress, dict[str, str]]:
             raise TwinGPTError(f"{path} is damaged: its content does not match its checksum")
         if content["format_version"] != STATE_VERSION:
             raise TwinGPTError(f"{path} has format version {content['format_version']}, not {STATE_VERSION}")
+        if not _is_text_table(content["files"]):
+            raise TypeError("files must name digests")
         return Progress(**content["progress"]), content["files"]
     except FileNotFoundError:
         raise TwinGPTError(f"{folder} is no checkpoint: it has no {STATE_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise TwinGPTError(f"{path} is damaged: {error}") from None
 
 
@@ -197,6 +228,18 @@ def find_checkpoint(path: Path) -> Path:
 def _split(state: State) -> tuple[State, State]:
     model = {key.removeprefix(MODEL): array for key, array in state.items() if key.startswith(MODEL)}
     return model, {key: array for key, array in state.items() if not key.startswith(MODEL)}
+
+
+def _is_text_table(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
+
+
+def _remove(path: Path) -> None:
+    """Delete what has the name, if anything has: a folder, a file, or a link, never what the link leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _digest(content: dict[str, Any]) -> str:

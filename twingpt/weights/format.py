@@ -1,5 +1,7 @@
 """Strict safetensors: canonical names, float32, the spec and a digest of the content in the header."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from twingpt.core.errors import TwinGPTError
+from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 
 FORMAT = "twingpt"
@@ -55,10 +57,13 @@ def load_tensors(path: Path) -> tuple[GPTSpec, Tensors, str]:
     if content_digest(tensors, spec_json) != metadata.get("sha256"):
         raise TwinGPTError(f"{path} is damaged: its content does not match its checksum")
     try:
-        values = json.loads(spec_json)
-    except ValueError:
-        raise TwinGPTError(f"{path} is damaged: its spec cannot be read") from None
-    return GPTSpec.from_dict(values), tensors, metadata["sha256"]
+        spec = GPTSpec.from_dict(json.loads(spec_json))
+    except (ValueError, TypeError, RecursionError, UsageError) as error:
+        raise TwinGPTError(f"{path} has a spec that cannot be read: {error}") from None
+    if spec.n_layer > len(tensors):
+        # Before anyone lists what such a model needs: a damaged figure can ask for billions of names.
+        raise TwinGPTError(f"{path} is damaged: it holds {len(tensors)} tensors for {spec.n_layer} layers")
+    return spec, tensors, metadata["sha256"]
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -85,8 +90,14 @@ def content_digest(tensors: Tensors, spec_json: str) -> str:
 
 def fsync(path: Path) -> None:
     """Wait until a file or a folder's entries are on the disk."""
+    # On macOS fsync stops at the drive's cache; only this asks the drive itself, where the file system knows it.
+    full = getattr(fcntl, "F_FULLFSYNC", None)
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        if full is not None:
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(descriptor, full)
+                return
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -15,8 +15,8 @@ from twingpt.backends.mlx.model import GPT, CacheView, KVCache
 from twingpt.backends.mlx.step import clip_and_update, create_optimizer, eval_loss_sum, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
-from twingpt.core.errors import TwinGPTError
-from twingpt.core.memory import process_memory
+from twingpt.core.errors import OutOfMemoryError, TwinGPTError
+from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import ADAMW_COUNT, ADAMW_M, ADAMW_V, MODEL, check_state, has_optimizer
@@ -25,12 +25,21 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def on_device(method: Method) -> Method:
-    """Run a method's operations on the backend's own device: two backends of one process may differ in it."""
+    """Run a method's operations on the backend's own device: two backends of one process may differ in it.
+
+    Running out of memory leaves a GPU's process unusable (mlx raises from whichever call comes next), so that our error
+    asks for a fresh one.
+    """
 
     @functools.wraps(method)
     def wrapped(self: MLXBackend, *args: Any) -> Any:
-        with mx.stream(self._device):
-            return method(self, *args)
+        try:
+            with mx.stream(self._device):
+                return method(self, *args)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(first_line(error), retry=False) from None
 
     return cast(Method, wrapped)
 
@@ -45,7 +54,7 @@ class MLXBackend:
         self._table = parameter_table(spec)
         self._dtype = mx.bfloat16 if config.precision == "bfloat16" else mx.float32
         with mx.stream(self._device):
-            self._model = GPT(spec, self._dtype)
+            self._model = GPT(spec, self._dtype, config.activation_checkpointing)
             self._m, self._v, self._count = create_optimizer(self._table)
         self._set_weights({name: mx.zeros(param.shape) for name, param in self._table.items()})
         self._loss_and_grads = mx.value_and_grad(self._loss)
@@ -75,6 +84,7 @@ class MLXBackend:
         mx.async_eval(self._model.parameters(), self._m, self._v, self._count, total, norm, applied)
         self._pending.append((total, tokens, norm, applied))
 
+    @on_device
     def read_stats(self) -> StepStats:
         stats = StepStats()
         for loss, tokens, norm, applied in self._pending:
@@ -128,6 +138,7 @@ class MLXBackend:
     def free(self, cache: KVCache, slot: int) -> None:
         cache.lengths[slot] = 0
 
+    @on_device
     def export_state(self) -> State:
         state: State = {}
         for name, weight in self._weights().items():
@@ -152,6 +163,13 @@ class MLXBackend:
             return process_memory()
         return mx.get_active_memory(), mx.get_peak_memory()
 
+    def memory_limit(self) -> int | None:
+        if self.device == "cpu":
+            return None
+        info = mx.device_info(self._device)
+        return int(info.get("max_recommended_working_set_size") or info.get("total_memory") or info["memory_size"])
+
+    @on_device
     def synchronize(self) -> None:
         mx.synchronize(mx.default_stream(self._device))
 

@@ -13,6 +13,9 @@ from twingpt.core.spec import GPTSpec
 Keys = Iterator[mx.array] | None
 """One random key for every place that drops out, in the order of the forward pass; None = no dropout."""
 
+SITES = 3
+"""Places in a block that drop out."""
+
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, spec: GPTSpec, dtype: mx.Dtype) -> None:
@@ -62,7 +65,10 @@ class Block(nn.Module):
         self.ln2 = norm(spec)
         self.mlp = MLP(spec, dtype)
 
-    def __call__(self, x: mx.array, cache: LayerCache | None, keys: Keys) -> mx.array:
+    def __call__(self, x: mx.array, cache: LayerCache | None, site_keys: mx.array | None) -> mx.array:
+        """site_keys: [SITES, 2]. An array, as an iterator would be used up when a block is computed once more."""
+        # Recomputing differentiates by every argument, and random bits have no gradient.
+        keys = None if site_keys is None else iter(mx.stop_gradient(site_keys))
         x = x + self.attn(self.ln1(x), cache, keys)
         return x + self.mlp(self.ln2(x), keys)
 
@@ -71,12 +77,13 @@ class GPT(nn.Module):
     """Decoder-only transformer after the spec. Weights come from outside (core.init or a checkpoint).
 
     dtype: of the matrix products; the residual stream and the norms stay float32.
+    activation_checkpointing: in training, keep each block's input only and compute the block again for its gradient.
     """
 
-    def __init__(self, spec: GPTSpec, dtype: mx.Dtype) -> None:
+    def __init__(self, spec: GPTSpec, dtype: mx.Dtype, activation_checkpointing: bool = False) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.dropout = spec.dropout
-        self.dropout_sites = 1 + 3 * spec.n_layer
         self.dtype = dtype
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
         self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
@@ -88,11 +95,17 @@ class GPT(nn.Module):
 
     def __call__(self, tokens: mx.array, view: CacheView | None = None, key: mx.array | None = None) -> mx.array:
         """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head. Dropout only with a key."""
-        keys = None if key is None or self.dropout == 0.0 else iter(mx.random.split(key, self.dropout_sites))
+        keys = None
+        if key is not None and self.dropout > 0.0:
+            keys = mx.random.split(key, 1 + SITES * len(self.blocks))
         positions = mx.arange(tokens.shape[1]) if view is None else view.positions
-        x = drop(self.tok_emb(tokens) + self.pos_emb(positions), self.dropout, keys)
+        x = drop(self.tok_emb(tokens) + self.pos_emb(positions), self.dropout, None if keys is None else iter(keys[:1]))
         for layer, block in enumerate(self.blocks):
-            x = block(x, None if view is None else view.layer(layer), keys)
+            block_keys = None if keys is None else keys[1 + SITES * layer : 1 + SITES * (layer + 1)]
+            if self.activation_checkpointing and view is None:
+                x = nn.utils.checkpoint(block)(x, None, block_keys)
+            else:
+                x = block(x, None if view is None else view.layer(layer), block_keys)
         return self.ln_f(x)
 
     @property

@@ -24,10 +24,11 @@ def _chunked_cross_entropy(chunk: int) -> Callable[..., tuple[mx.array, mx.array
 
     @mx.custom_function
     def forward(hidden: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        loss, grad_weight, grad_hidden = mx.array(0.0), mx.zeros(weight.shape), []
+        loss, grad_weight = mx.array(0.0), mx.zeros(weight.shape)
+        grad_hidden: list[mx.array] = []
         for h, target in _chunks(hidden, targets, chunk):
-            # Without this order MLX would make every chunk's logits before the first gradient.
-            (h,) = mx.depends([h], [grad_weight])
+            # MLX runs what only the end needs at the end: a chunk's logits would wait for that, with every other's.
+            (h,) = mx.depends([h], [loss, grad_weight, *grad_hidden[-1:]])
             logits, log_z, index, counted = _logits(h, weight, target)
             losses = log_z - mx.take_along_axis(logits, index, axis=1)
             loss = loss + mx.where(counted, losses, 0.0).sum()

@@ -16,8 +16,8 @@ from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache, causal_fla
 from twingpt.backends.torch_mps.step import clip_and_update, create_optimizer, loss_sum, skips_found_inf
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
-from twingpt.core.errors import TwinGPTError
-from twingpt.core.memory import process_memory
+from twingpt.core.errors import OutOfMemoryError, TwinGPTError
+from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import ADAMW_COUNT, ADAMW_M, ADAMW_V, MODEL, check_state, has_optimizer
@@ -33,7 +33,7 @@ class TorchBackend:
         self.device = self._device.type
         self._table = parameter_table(spec)
         with torch.device("meta"):
-            model = GPT(spec)
+            model = GPT(spec, config.activation_checkpointing)
         self._model = model.to_empty(device=self._device)
         self._dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         if causal_flag_leaks(spec, self._device, self._dtype):
@@ -48,15 +48,20 @@ class TorchBackend:
         self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
     def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
-        self._model.train()
         tokens = int((targets >= 0).sum())
-        total = torch.zeros((), device=self._device)
-        for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            torch.manual_seed(micro_batch_seed(self.config.seed, step, micro_batch))
-            with self._autocast():
-                loss = loss_sum(self._model, self._to_device(x), self._to_device(y), self.config.loss_chunk)
-            loss.backward()
-            total += loss.detach()
+        try:
+            total = self._sum_gradients(inputs, targets, step)
+            problem = None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = first_line(error)
+        if problem is not None:
+            # Only now, with the exception gone, does nothing hold the tensors of the attempt any more.
+            self._optimizer.zero_grad(set_to_none=True)
+            if self.device != "cpu":
+                getattr(torch, self.device).empty_cache()
+            raise OutOfMemoryError(problem, retry=True)
         norm, applied = clip_and_update(
             self._optimizer,
             list(self._parameters.values()),
@@ -67,6 +72,18 @@ class TorchBackend:
             self._on_device_skip,
         )
         self._pending.append((total, tokens, norm, applied))
+
+    def _sum_gradients(self, inputs: Array, targets: Array, step: int) -> Tensor:
+        """Accumulate the gradients of all micro-batches; returns the summed loss."""
+        self._model.train()
+        total = torch.zeros((), device=self._device)
+        for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+            torch.manual_seed(micro_batch_seed(self.config.seed, step, micro_batch))
+            with self._autocast():
+                loss = loss_sum(self._model, self._to_device(x), self._to_device(y), self.config.loss_chunk)
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def read_stats(self) -> StepStats:
         stats = StepStats()
@@ -162,6 +179,11 @@ class TorchBackend:
             # Metal keeps no peak counter; the driver's figure includes what the allocator holds on to.
             return torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
         return process_memory()
+
+    def memory_limit(self) -> int | None:
+        if self.device == "cuda":
+            return torch.cuda.get_device_properties(self._device).total_memory
+        return torch.mps.recommended_max_memory() if self.device == "mps" else None
 
     def synchronize(self) -> None:
         if self.device != "cpu":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from twingpt.core.spec import GPTSpec
 
@@ -64,10 +68,14 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer after the spec. Weights come from outside (core.init or a checkpoint)."""
+    """Decoder-only transformer after the spec. Weights come from outside (core.init or a checkpoint).
 
-    def __init__(self, spec: GPTSpec) -> None:
+    activation_checkpointing: in training, keep each block's input only and compute the block again for its gradient.
+    """
+
+    def __init__(self, spec: GPTSpec, activation_checkpointing: bool = False) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
         self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
         self.drop = nn.Dropout(spec.dropout)
@@ -82,8 +90,9 @@ class GPT(nn.Module):
         """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head."""
         positions = torch.arange(tokens.shape[1], device=tokens.device) if view is None else view.positions
         x = self.drop(self.tok_emb(tokens) + self.pos_emb(positions))
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            x = block(x, None if view is None else view.layer(layer))
+            x = recomputed(block, x) if recompute else block(x, None if view is None else view.layer(layer))
         return self.ln_f(x)
 
     def use_explicit_mask(self, on: bool = True) -> None:
@@ -101,6 +110,28 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., n_embd] -> float32 logits [..., vocab_size]."""
         return F.linear(hidden, self.head_weight).float()
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x, None), of which the backward pass computes everything again, and drops out the same."""
+    # checkpoint's own preserve_rng_state knows the CPU and CUDA, and leaves the generator of MPS where it is.
+    generator: Any = torch if x.device.type == "cpu" else getattr(torch, x.device.type)
+
+    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        return contextlib.nullcontext(), replayed(generator, generator.get_rng_state())
+
+    y: Tensor = checkpoint(block, x, None, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return y
+
+
+@contextlib.contextmanager
+def replayed(generator: Any, state: Tensor) -> Iterator[None]:
+    now = generator.get_rng_state()
+    generator.set_rng_state(state)
+    try:
+        yield
+    finally:
+        generator.set_rng_state(now)
 
 
 def norm(spec: GPTSpec) -> nn.Module:
