@@ -1,6 +1,7 @@
 """What is said before a run and while it goes on: time, spikes, disk, sleep."""
 
 import os
+import shutil
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_a_disk_too_small_is_said_before_training(
     store = CheckpointStore(tmp_path / "none" / "run")
     # Two newest, the best, and the one being written.
     for free, enough in ((4 * size, True), (4 * size - 1, False)):
-        monkeypatch.setattr(guards.shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
         if enough:
             check_disk(store, config.model, config.train)
         else:

@@ -131,14 +131,15 @@ def test_torch_halves_until_the_step_fits_and_the_run_stays_the_same(
     tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The allocator fails in the middle of a backward pass, with gradients of the attempt already there."""
-    from twingpt.backends.torch_mps import backend
+    from twingpt.backends.torch_mps import backend, step
 
     options: dict[str, Any] = {"model": {"dropout": 0.0}, "steps": 20}
     run_to(tmp_path / "small", plain_data, "mps", micro_batch=1, **options)
-    real, calls = backend.loss_sum, []
+    real: Any = step.loss_sum
+    calls: list[int] = []
 
     def failing(model: Any, inputs: Any, *args: Any) -> Any:
-        loss = real(model, inputs, *args)
+        loss: Any = real(model, inputs, *args)
         calls.append(len(inputs))
         if len(inputs) > 1 and len(calls) > 3:
             loss.backward()

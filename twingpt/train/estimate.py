@@ -43,10 +43,10 @@ class Footprint:
     update: float
 
 
-# Fitted to peak resident memory on a CPU (x86-64, torch 2.13, mlx 0.32.4) with n_embd 64 to 384, 2 and 6 layers, T 64 and
-# 256, mlp_ratio 1 and 4, vocabulary 512 and 16,000: 29 measurements, -11 to +5 % of the total; 4 more with activation
-# checkpointing, PLACEHOLDER. SQUARE is MPS's attention, measured by turning the fused one off on the CPU; nothing here was
-# measured on a Mac. `python benchmarks/estimates.py` holds whole runs against it.
+# Fitted to peak resident memory on a CPU (x86-64, torch 2.13, mlx 0.32.4) with n_embd 64 to 384, 2 and 6 layers, T 64
+# and 256, mlp_ratio 1 and 4, vocabulary 512 and 16,000: 30 measurements, -11 to +7 % of the total; 4 more with
+# activation checkpointing, -5 to +11 %. SQUARE is MPS's attention, measured by turning the fused one off on the CPU;
+# nothing here was measured on a Mac. `python benchmarks/estimates.py` holds whole runs against it.
 _TORCH = {
     "hidden": 2.0,
     "logits": 3.0,
