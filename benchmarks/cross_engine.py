@@ -51,7 +51,7 @@ def train(data: Path, run: Path, backends: tuple[str, ...], steps: int, batch_si
         stop = steps * (index + 1) // len(backends)
         options = ("--resume",) if index else first
         twingpt("train", "--out", run, "--backend", backend, "--device", "cpu", "--stop-at", stop, *options)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().split(b"\n") if line]
     return [line["loss"] for line in lines if "loss" in line]
 
 

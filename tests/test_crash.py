@@ -16,6 +16,10 @@ from twingpt.core.backend import State
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import expected_shapes
+from twingpt.train.config import RunConfig, TrainConfig
+from twingpt.train.lock import RunLock
+from twingpt.train.log import MetricsLog, read_metrics
+from twingpt.weights import format as format_module
 from twingpt.weights.checkpoint import CheckpointStore, Progress, read_checkpoint
 from twingpt.weights.format import fsync
 
@@ -86,6 +90,7 @@ TRAIN = "from twingpt.cli import main; main()"
 TRAIN_AND_FILL = """
 import os, shutil, sys
 from pathlib import Path
+from typing import Any
 from twingpt.cli import main
 from twingpt.weights.checkpoint import CheckpointStore
 
@@ -282,3 +287,74 @@ def test_the_drive_is_asked_to_flush_where_fsync_does_not(
     monkeypatch.setattr(os, "fsync", lambda _: calls.append("fsync"))
     fsync(tmp_path)
     assert calls == ["fcntl 51", "fsync"] if refused else calls == ["fcntl 51"]
+
+
+# What lies beside the checkpoints, and who writes it
+
+
+def small_run(run: Path, data: Path, tmp_path: Path) -> tuple[object, ...]:
+    """A run of 12 steps at step 4; returns the arguments that resume it."""
+    config = tmp_path / "c.toml"
+    config.write_text(CONFIG)
+    new = ("--data", data, "--backend", "mlx", "--preset", "tiny", "--config", config)
+    assert train(TRAIN, "--out", run, *new, "--stop-at", 4) == (0, "")
+    return ("--out", run, "--resume", "--backend", "mlx")
+
+
+@pytest.mark.parametrize("torn", ['{"step": 4, "sample": "여'.encode()[:-1], b'{"st', b"7\n", b"null\n"])
+def test_a_line_of_metrics_that_a_crash_cut_off_is_dropped(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 4, "loss": 1.0}\n' + torn)
+    MetricsLog(tmp_path, 4)
+    assert path.read_text() == '{"step": 4, "loss": 1.0}\n'
+
+
+def test_metrics_hold_any_text_that_a_model_writes(tmp_path: Path) -> None:
+    MetricsLog(tmp_path, 0).write({"step": 1, "sample": "\u2028\x85\x0c"})
+    assert read_metrics(tmp_path) == [{"step": 1, "sample": "\u2028\x85\x0c"}]
+
+
+def test_settings_are_written_whole_or_not_at_all(
+    tmp_path: Path, spec: GPTSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(model=spec, train=TrainConfig(), data="d")
+    config.save(tmp_path)
+
+    def crash(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(format_module, "fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        RunConfig(model=spec, train=TrainConfig(steps=7), data="d").save(tmp_path)
+    assert RunConfig.load(tmp_path) == config
+
+
+def test_no_room_for_a_line_of_metrics_is_one_line(small_disk: Path, plain_data: Path, tmp_path: Path) -> None:
+    resume = small_run(small_disk / "run", plain_data, tmp_path)
+    environment = {"FILLER": small_disk / "filler", "LEAVE": 0}
+    program = TRAIN_AND_FILL.replace("main()\n", "").replace("CheckpointStore.retain = ", "CheckpointStore.steps_ = ")
+    program += "from twingpt.train.log import MetricsLog\nwrite = MetricsLog.write\n"
+    program += "def full(log, values):\n    retain_and_fill(CheckpointStore(log.path.parent), 0)\n"
+    program += "    write(log, {**values, 'long': 'x' * 5000})\nMetricsLog.write = full\nmain()\n"
+    assert_one_line(train(program, *resume, **environment), "metrics.jsonl cannot be written", "No space left")
+    (small_disk / "filler").unlink()
+    assert train(TRAIN, *resume) == (0, "")
+
+
+def test_a_run_that_may_only_be_read_is_one_line(small_disk: Path, plain_data: Path, tmp_path: Path) -> None:
+    resume = small_run(small_disk / "run", plain_data, tmp_path)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert_one_line(train(TRAIN, *resume), f"{small_disk / 'run'} cannot be written to", "Read-only")
+
+
+def test_a_second_train_on_the_same_run_is_refused(plain_data: Path, tmp_path: Path) -> None:
+    resume = small_run(tmp_path / "run", plain_data, tmp_path)
+    lock = RunLock(tmp_path / "run")
+    assert_one_line(train(TRAIN, *resume), f"{tmp_path / 'run'} is being trained by another twingpt")
+    lock.release()
+    assert train(TRAIN, *resume) == (0, "")
+
+
+def test_another_seed_is_refused(plain_data: Path, tmp_path: Path) -> None:
+    resume = small_run(tmp_path / "run", plain_data, tmp_path)
+    assert_one_line(train(TRAIN, *resume, "--seed", 5), "trained with other seed (0… there, 5… here)")

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 CROSS_ENGINE = Path(__file__).parents[1] / "benchmarks" / "cross_engine.py"
-TOLERANCE = 1e-4
+# Nats a token. Behind each: the largest error measured on a CPU (x86-64, torch 2.13, mlx 0.32.4).
+EARLY_STEPS = 20
+TOLERANCES = {
+    "handed over": 4e-5,  # 4.3e-6, over the 50 steps in the other engine
+    "early": 3e-5,  # 2.9e-6, over the first EARLY_STEPS
+    # Mostly the global gradient norm, which each engine sums in float32 with its own error (1.6e-4 in MLX, 8.5e-6 in
+    # PyTorch, of a 2,000 x 128 tensor). Summed row by row, the engines part as little as one engine with weights moved
+    # by one unit in the last place: 4e-4 by step 45.
+    "from the start": 5e-2,  # 1.2e-2, over 100 steps
+}
 
 
 @pytest.mark.slow
@@ -22,8 +31,14 @@ def test_a_hundred_steps_are_the_same_run_in_either_engine_and_across_both(tmp_p
     for curve in losses.values():
         assert len(curve) == 100
         assert curve[-1] < curve[0] - 1.0
-    differences = figures["largest_loss_difference"]
-    assert {pair: error for pair, error in differences.items() if error > TOLERANCE} == {}
+    for first, second, rung in (
+        ("mps", "mps+mlx", "handed over"),
+        ("mlx", "mlx+mps", "handed over"),
+        ("mps", "mlx", "from the start"),
+    ):
+        assert figures["largest_loss_difference"][f"{first} / {second}"] < TOLERANCES[rung], (first, second)
+    early = zip(losses["mps"][:EARLY_STEPS], losses["mlx"][:EARLY_STEPS], strict=True)
+    assert max(abs(a - b) for a, b in early) < TOLERANCES["early"]
     # The halves that the same engine did from the same start are the same arithmetic.
     assert losses["mps+mlx"][:50] == losses["mps"][:50]
     assert losses["mlx+mps"][:50] == losses["mlx"][:50]

@@ -71,7 +71,9 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
         model=MODEL,
         train={**TRAIN, "steps": steps, "eval_every": max(1, steps // 3), "warmup_steps": steps // 20},
     )
-    run_shown(open_session(request), out / "run", steps - RELAY_STEPS, console)
+    session = open_session(request)
+    run_shown(session, out / "run", steps - RELAY_STEPS, console)
+    session.lock.release()
 
     others = [name for name in engines if name != first]
     last = others[0] if others else first

@@ -77,7 +77,7 @@ def test_the_micro_batch_is_the_largest_divisor_that_fits() -> None:
 
 def test_a_limit_cuts_the_batch_and_the_run_stays_the_same(tmp_path: Path, plain_data: Path) -> None:
     run_to(tmp_path / "whole", plain_data, "mps", **WITHOUT_DROPOUT)
-    opened = session(tmp_path / "cut", plain_data, "mps", **WITHOUT_DROPOUT)
+    opened = session(tmp_path / "planned", plain_data, "mps", **WITHOUT_DROPOUT)
     assert opened.memory.micro_batch == 4
     limit = (opened.memory.estimate.total - 1) / GIB
     cut = session(tmp_path / "cut", plain_data, "mps", memory_limit=limit, **WITHOUT_DROPOUT)

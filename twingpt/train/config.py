@@ -13,6 +13,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.presets import find_preset
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.spec import GPTSpec, build, check_types
+from twingpt.weights.format import write_whole
 
 CONFIG_FILE = "config.toml"
 
@@ -97,7 +98,7 @@ class RunConfig:
             "model": self.model.to_dict(),
             "train": dataclasses.asdict(self.train),
         }
-        (run_dir / CONFIG_FILE).write_text(tomli_w.dumps(content), encoding="utf-8")
+        write_whole(run_dir / CONFIG_FILE, tomli_w.dumps(content).encode())
 
     @classmethod
     def load(cls, run_dir: Path) -> "RunConfig":

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.train.evaluate import Evaluation
+from twingpt.weights.format import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -106,23 +107,34 @@ class MetricsLog:
         """Keep the lines up to `step`, drop what an interrupted run wrote beyond its last checkpoint."""
         self.path = run_dir / METRICS_FILE
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(_json_line(line) for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with self._writing():
+            write_whole(self.path, "".join(_json_line(line) for line in kept).encode())
 
     def write(self, values: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with self._writing(), self.path.open("a", encoding="utf-8") as file:
             file.write(_json_line(values))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TwinGPTError(
+                f"{self.path} cannot be written ({error.strerror}): mend that, then go on with --resume"
+            ) from None
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
-        with self.path.open(encoding="utf-8") as file:
+        # Bytes: what a crash cut off may end within a character.
+        with self.path.open("rb") as file:
             for line in file:
                 try:
-                    yield json.loads(line)
-                except ValueError:
+                    values = json.loads(line)
+                    values["step"] = int(values["step"])
+                except (ValueError, TypeError, KeyError):
                     return  # the line that a crash cut off; nothing whole comes after it
+                yield values
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -130,7 +142,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / METRICS_FILE
     if not path.is_file():
         raise TwinGPTError(f"{path} does not exist")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # A sample may hold U+2028, at which splitlines would cut.
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file]
 
 
 def _json_line(values: dict[str, Any]) -> str:

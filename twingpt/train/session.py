@@ -21,6 +21,7 @@ from twingpt.generate import CONTACTS_FILE, TOKENIZER_FILE, load_tokenizer, ques
 from twingpt.train.config import RunConfig, TrainConfig, make_config
 from twingpt.train.estimate import GIB, USABLE, MemoryPlan, plan_memory
 from twingpt.train.guards import check_disk
+from twingpt.train.lock import RunLock
 from twingpt.train.trainer import Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
 
@@ -50,6 +51,8 @@ class Session:
     memory: MemoryPlan
     notes: list[str]
     """What the user should know before it starts, a line each."""
+    lock: RunLock
+    """No other process writes to the run while this is held."""
 
 
 def open_session(request: TrainRequest) -> Session:
@@ -67,6 +70,8 @@ def open_session(request: TrainRequest) -> Session:
     fingerprint = {
         "data": hashlib.sha256(f"{manifest.train.sha256} {manifest.val.sha256}".encode()).hexdigest(),
         "tokenizer": manifest.tokenizer_sha256,
+        # It decides the data order and dropout: another one would be another run.
+        "seed": str(config.train.seed),
     }
     if checkpoint is not None:
         check_resumable(config, fingerprint, checkpoint)
@@ -78,11 +83,11 @@ def open_session(request: TrainRequest) -> Session:
     memory = _plan_memory(request, config, backend)
     check_disk(CheckpointStore(request.run_dir), config.model, config.train)
 
-    request.run_dir.mkdir(parents=True, exist_ok=True)
-    for name in (TOKENIZER_FILE, CONTACTS_FILE):
-        if (data_dir / name).is_file() and not (request.run_dir / name).exists():
-            shutil.copyfile(data_dir / name, request.run_dir / name)
-    config.save(request.run_dir)
+    lock = _claim(request.run_dir, checkpoint)
+    try:
+        _write_run_files(request.run_dir, data_dir, config)
+    except OSError as error:
+        raise TwinGPTError(f"{request.run_dir} cannot be written to: {error.strerror}") from None
     trainer = Trainer(
         request.run_dir,
         dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=memory.micro_batch)),
@@ -94,7 +99,29 @@ def open_session(request: TrainRequest) -> Session:
         write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train),
         resume_from=checkpoint,
     )
-    return Session(trainer, backend, config, memory, notes)
+    return Session(trainer, backend, config, memory, notes, lock)
+
+
+def _claim(run_dir: Path, checkpoint: Checkpoint | None) -> RunLock:
+    """Raises TwinGPTError if another process trains the run, or has done so since the checkpoint was chosen."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TwinGPTError(f"{run_dir} cannot be made: {error.strerror}") from None
+    lock = RunLock(run_dir)
+    steps = CheckpointStore(run_dir).steps()
+    if (checkpoint is None and steps) or (checkpoint is not None and checkpoint.progress.step not in steps):
+        raise TwinGPTError(f"{run_dir} was trained by another twingpt meanwhile: run the same command again")
+    return lock
+
+
+def _write_run_files(run_dir: Path, data_dir: Path, config: RunConfig) -> None:
+    for name in (TOKENIZER_FILE, CONTACTS_FILE):
+        # Beside and renamed: an interrupted copy must not stay for good.
+        if (data_dir / name).is_file() and not (run_dir / name).exists():
+            shutil.copyfile(data_dir / name, run_dir / f".{name}.tmp")
+            (run_dir / f".{name}.tmp").replace(run_dir / name)
+    config.save(run_dir)
 
 
 def _plan_memory(request: TrainRequest, config: RunConfig, backend: Backend) -> MemoryPlan:

@@ -88,6 +88,14 @@ def content_digest(tensors: Tensors, spec_json: str) -> str:
     return digest.hexdigest()
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file so that a crash leaves the old content or the new, never a part. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    fsync(temporary)
+    temporary.replace(path)
+
+
 def fsync(path: Path) -> None:
     """Wait until a file or a folder's entries are on the disk."""
     # On macOS fsync stops at the drive's cache; only this asks the drive itself, where the file system knows it.

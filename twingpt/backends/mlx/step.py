@@ -105,7 +105,8 @@ def clip_and_update(
         tokens: mx.array,
         lr: mx.array,
     ) -> tuple[Tree, Tree, Tree, mx.array, mx.array, mx.array]:
-        norm = mx.sqrt(mx.stack([mx.square(grad).sum() for grad in grads.values()]).sum()) / tokens
+        # Row by row: MLX on the CPU adds up a large tensor in one float32, 1.6e-4 off at 2,000 x 128.
+        norm = mx.sqrt(mx.stack([mx.square(grad).sum(axis=-1).sum() for grad in grads.values()]).sum()) / tokens
         scale = 1.0 / tokens
         if config.grad_clip > 0.0:
             # The 1e-6 keeps a zero gradient from dividing by zero, as in torch.nn.utils.clip_grad_norm_.

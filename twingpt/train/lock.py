@@ -1,0 +1,37 @@
+"""One writer a run: two at once would delete each other's checkpoints and mix their metrics."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from twingpt.core.errors import TwinGPTError
+
+
+class RunLock:
+    """Held from creation until `release`, or until the process ends, however it ends.
+
+    The lock is on the folder itself, so that nothing is left behind and nothing can be stale. Raises TwinGPTError if
+    another process holds it.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._descriptor: int | None = os.open(run_dir, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise TwinGPTError(
+                f"{run_dir} is being trained by another twingpt: wait for it, stop it, or give another --out"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
+
+    def __del__(self) -> None:
+        self.release()
