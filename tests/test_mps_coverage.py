@@ -39,7 +39,7 @@ PHASES = {
     "backward": "native_layer_norm_backward",
     "backward of a linear layer, on MPS": "linear_backward",
     "chunked loss": "scatter_add_",
-    "gradient norm": "_foreach_norm.Scalar",
+    "gradient norm": "linalg_vector_norm",
     "clipping": "_foreach_mul_.Tensor",
     "update": "_fused_adamw_",
     "a skipped update": "_foreach_sub_.List",
