@@ -96,19 +96,7 @@ class _Maker:
         closed: list[_Part] = []
         opened: list[_Part] = []
         head = self._cost(self._document.title) if self._document.title else 0
-        skeleton = self._cost(
-            "\n".join(
-                [
-                    s.SUMMARY_HEAD,
-                    s.CHECKLIST_HEAD,
-                    s.TODO_HEAD,
-                    s.BRING_HEAD,
-                    s.CAUTION_HEAD,
-                    s.CONTACTS_HEAD,
-                    s.DETAIL_HEAD,
-                ]
-            )
-        )
+        skeleton = self._cost("\n".join(s.HEADS))
         room = self._limit - _MARKS - _ESTIMATED_QUESTION - skeleton
         for window in self._windows():
             for noun, weight in _noun_weights(window.units, window.scores).items():
@@ -342,17 +330,8 @@ def _drop_points(answer: Answer, scores: dict[Unit, float], keep: int) -> Iterat
 
 def fixed_texts() -> list[str]:
     """Every constant string that samples can contain, for the tokenizer to have seen."""
-    heads = [
-        s.SUMMARY_HEAD,
-        s.CHECKLIST_HEAD,
-        s.TODO_HEAD,
-        s.BRING_HEAD,
-        s.CAUTION_HEAD,
-        s.CONTACTS_HEAD,
-        s.DETAIL_HEAD,
-    ]
     skeleton = "\n".join(
-        [*heads[:1], "- ", f"{s.CHECKLIST_HEAD} {s.ABSENT}", f"{s.CONTACTS_HEAD} {s.ABSENT}", s.DETAIL_HEAD, ""]
+        [s.SUMMARY_HEAD, "- ", f"{s.CHECKLIST_HEAD} {s.ABSENT}", f"{s.CONTACTS_HEAD} {s.ABSENT}", s.DETAIL_HEAD, ""]
     )
     labels = [f"{place}: " for place in ("TEL", "FAX", "KAKAO", "ADDR", "WEB", "EMAIL")]
-    return [*heads, s.ABSENT, skeleton, TITLE_LABEL, CONTENT_LABEL, *labels, *q.pattern_texts()]
+    return [*s.HEADS, s.ABSENT, skeleton, TITLE_LABEL, CONTENT_LABEL, *labels, *q.pattern_texts()]
