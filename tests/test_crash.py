@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(
 
 @pytest.fixture
 def state(spec: GPTSpec) -> State:
-    shapes = expected_shapes(spec, optimizer=True)
+    shapes = expected_shapes(spec, optimizer="adamw")
     state: State = {key: np.ones(shape, dtype=np.float32) for key, shape in shapes.items()}
     state["adamw.count"] = np.array(7, dtype=np.int64)
     return state

@@ -36,6 +36,12 @@ def test_gpt2_has_the_published_number_of_parameters() -> None:
         ({"activation": "relu"}, "activation"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"layers": 6}, "layers"),
+        ({"n_kv_head": 4}, "n_kv_head"),
+        ({"head_size": 33, "position": "rope"}, "head_size"),
+        ({"n_hidden": -1}, "n_hidden"),
+        ({"rope_theta": 0.0}, "rope_theta"),
+        ({"norm": "batchnorm"}, "norm"),
+        ({"qk_norm": 1}, "qk_norm"),
     ],
 )
 def test_an_impossible_setting_is_named(change: dict[str, object], named: str) -> None:
@@ -55,6 +61,34 @@ def test_dict_round_trip(spec: GPTSpec) -> None:
 def test_biases_and_norms_do_not_decay(spec: GPTSpec) -> None:
     for name, param in parameter_table(spec).items():
         assert param.decay == (len(param.shape) == 2), name
+
+
+def test_a_gated_mlp_has_the_weights_of_a_plain_one() -> None:
+    plain = GPTSpec(vocab_size=100, n_embd=384)
+    gated = dataclasses.replace(plain, activation="swiglu")
+    assert (plain.hidden, gated.hidden, dataclasses.replace(gated, n_hidden=100).hidden) == (1536, 1024, 100)
+    assert {"blocks.0.mlp.gate.weight", "blocks.0.mlp.gate.bias"} <= set(parameter_table(gated))
+
+
+def test_fewer_key_heads_and_wider_ones() -> None:
+    spec = GPTSpec(vocab_size=100, n_embd=96, n_head=6, n_kv_head=2, head_size=20, position="rope", qk_norm=True)
+    table = parameter_table(spec)
+    assert table["blocks.0.attn.qkv.weight"].shape == ((6 + 2 + 2) * 20, 96)
+    assert table["blocks.0.attn.proj.weight"].shape == (96, 120)
+    assert table["blocks.0.attn.k_norm.weight"].shape == (20,)
+    assert "pos_emb.weight" not in table
+
+
+def test_rmsnorm_has_no_bias(spec: GPTSpec) -> None:
+    table = parameter_table(dataclasses.replace(spec, norm="rmsnorm"))
+    assert "blocks.0.ln1.bias" not in table
+    assert "blocks.0.mlp.fc.bias" in table
+
+
+def test_zero_starts_the_residual_branches_at_nothing(spec: GPTSpec) -> None:
+    weights = initial_weights(dataclasses.replace(spec, residual_init="zero"), seed=0)
+    assert not weights["blocks.0.attn.proj.weight"].any() and not weights["blocks.1.mlp.proj.weight"].any()
+    assert weights["blocks.0.mlp.fc.weight"].any()
 
 
 def test_a_tied_head_is_no_parameter(spec: GPTSpec) -> None:

@@ -101,7 +101,7 @@ def test_a_disk_too_small_is_said_before_training(
     tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = session(tmp_path / "run", plain_data, "mps", save_every=2, keep_last=2).config
-    size = state_bytes(config.model)
+    size = state_bytes(config.model, "adamw")
     store = CheckpointStore(tmp_path / "none" / "run")
     # Two newest, the best, and the one being written.
     for free, enough in ((4 * size, True), (4 * size - 1, False)):
@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_is_warned_of_at_the_save_before(
     tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = session(tmp_path, plain_data, "mps", save_every=4)
-    needed = state_bytes(opened.config.model)
+    needed = state_bytes(opened.config.model, "adamw")
     monkeypatch.setattr(trainer, "free_bytes", lambda _: needed - 1)
     reports = [report for report in opened.trainer.run() if isinstance(report, DiskReport)]
     assert [(r.step, r.needed, r.free) for r in reports] == [(4, needed, needed - 1)]

@@ -46,7 +46,7 @@ def saved_state() -> State:
     generator = np.random.default_rng(0)
     state: State = {
         key: generator.standard_normal(shape).astype(np.float32)
-        for key, shape in expected_shapes(SPEC, optimizer=True).items()
+        for key, shape in expected_shapes(SPEC, optimizer="adamw").items()
     }
     state["adamw.count"] = np.array(7, dtype=np.int64)
     return state

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.params import OptimizerName
 from twingpt.core.spec import GPTSpec, check_types
 
 BackendName = Literal["mps", "mlx"]
@@ -22,7 +23,8 @@ Precision = Literal["float32", "bfloat16"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 State = dict[str, NDArray[Any]]
-"""`model/<name>`, `adamw.m/<name>`, `adamw.v/<name>` (float32) and `adamw.count` (int64, shape [])."""
+"""`model/<name>`, `adamw.m/<name>`, `adamw.v/<name>`, `muon.momentum/<name>` (float32),
+`adamw.count` and `muon.count` (int64, shape [])."""
 
 Array = NDArray[Any]
 
@@ -31,7 +33,9 @@ Array = NDArray[Any]
 class EngineConfig:
     """What an engine needs beyond the spec.
 
-    AdamW: decoupled weight decay, always bias-corrected (Loshchilov and Hutter, arXiv 1711.05101).
+    optimizer: "adamw" with decoupled weight decay, always bias-corrected (Loshchilov and Hutter, arXiv 1711.05101), for
+        everything, or "muon" (core.muon) for the matrices of the blocks and AdamW for the rest.
+    muon_lr_scale: Muon's learning rate as a multiple of AdamW's. muon_momentum: of its gradient average.
     grad_clip: largest L2 norm of the whole gradient; 0 turns clipping off.
     precision: of the matrix products; weights, moments and reductions are float32 either way.
     loss_chunk: tokens whose logits exist at one time, so that [B * T, V] is never whole.
@@ -42,6 +46,9 @@ class EngineConfig:
 
     device: DeviceChoice = "auto"
     precision: Precision = "float32"
+    optimizer: OptimizerName = "adamw"
+    muon_lr_scale: float = 1.0
+    muon_momentum: float = 0.95
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -53,7 +60,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "train")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 0 and below 1")
 

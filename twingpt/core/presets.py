@@ -26,6 +26,48 @@ PRESETS: dict[str, Preset] = {
         model={"n_layer": 4, "n_head": 4, "n_embd": 128},
         train={"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 20, "beta2": 0.95},
     ),
+    "modern": Preset(
+        "6 layers x 384, context 256: rotary, RMSNorm, SwiGLU, QK-norm, trained with Muon; opens as Qwen3",
+        model={
+            "position": "rope",
+            "norm": "rmsnorm",
+            "norm_eps": 1e-6,
+            "activation": "swiglu",
+            "qk_norm": True,
+            "bias": False,
+            "dropout": 0.0,
+            "residual_init": "zero",
+        },
+        train={
+            "optimizer": "muon",
+            "learning_rate": 3e-3,
+            "schedule": "wsd",
+            "decay_fraction": 0.4,
+            "warmup_steps": 20,
+            "beta2": 0.95,
+            "weight_decay": 0.1,
+        },
+    ),
+    "llama": Preset(
+        "6 layers x 384, context 256: rotary, RMSNorm, SwiGLU, trained with AdamW; opens as Llama",
+        model={
+            "position": "rope",
+            "norm": "rmsnorm",
+            "norm_eps": 1e-5,
+            "activation": "swiglu",
+            "bias": False,
+            "dropout": 0.0,
+            "residual_init": "scaled",
+        },
+        train={
+            "learning_rate": 1e-3,
+            "min_learning_rate": 1e-4,
+            "schedule": "cosine",
+            "warmup_steps": 100,
+            "beta2": 0.95,
+            "weight_decay": 0.1,
+        },
+    ),
     "gpt2": Preset(
         "GPT-2 small: 12 layers x 768, context 1024, tied head, tanh GELU",
         model={

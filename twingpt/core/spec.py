@@ -1,16 +1,17 @@
 """GPTSpec: everything that decides what the model computes, and nothing about how it is trained."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from twingpt.core.errors import UsageError
 
-Activation = Literal["gelu", "gelu_tanh"]
-Norm = Literal["layernorm"]
-Position = Literal["learned"]
-ResidualInit = Literal["normal", "scaled"]
+Activation = Literal["gelu", "gelu_tanh", "swiglu", "relu2"]
+Norm = Literal["layernorm", "rmsnorm"]
+Position = Literal["learned", "rope"]
+ResidualInit = Literal["normal", "scaled", "zero"]
 
 T = TypeVar("T")
 
@@ -21,16 +22,24 @@ class GPTSpec:
 
     vocab_size: rows of the token embedding.
     block_size: longest context, in tokens.
-    n_layer, n_head, n_embd: depth, attention heads, width; n_embd is a multiple of n_head.
-    mlp_ratio: width of the MLP's hidden layer as a multiple of n_embd.
-    activation: "gelu" is the exact (erf) GELU, "gelu_tanh" its tanh approximation (GPT-2).
-    norm, norm_eps: pre-normalisation before attention, before the MLP and before the head.
-    position: "learned" adds one vector per position.
-    bias: biases in the linear layers and the norms; the head never has one.
+    n_layer, n_head, n_embd: depth, attention heads, width.
+    n_kv_head: heads of keys and values, each shared by n_head / n_kv_head queries (grouped-query attention, Ainslie et
+        al., arXiv 2305.13245); 0: as many as n_head.
+    head_size: width of a head; 0: n_embd / n_head.
+    mlp_ratio: width of the MLP's hidden layer as a multiple of n_embd; of a gated one two thirds of that, rounded up
+        to a multiple of 64. n_hidden: the width itself; 0: as mlp_ratio says.
+    activation: "gelu" is the exact (erf) GELU, "gelu_tanh" its tanh approximation (GPT-2), "swiglu" a gated SiLU with a
+        third matrix (Shazeer, arXiv 2002.05202), "relu2" the squared ReLU (So et al., arXiv 2109.08668).
+    norm, norm_eps: pre-normalisation before attention, before the MLP and before the head. "rmsnorm" divides by the
+        root mean square and has no bias (Zhang and Sennrich, arXiv 1910.07467).
+    position: "learned" adds one vector per position; "rope" turns queries and keys by it, in half-split layout as Llama
+        and Qwen3 do (Su et al., arXiv 2104.09864), with base rope_theta.
+    qk_norm: RMS norm of each head's queries and keys, before they are turned (Qwen3).
+    bias: biases in the linear layers and the layer norms; the head never has one.
     tie_embeddings: the head is the token embedding.
     dropout: on the embedding, the attention probabilities and the residual branches, in training only.
-    init_std: weights start as N(0, init_std); residual_init "scaled" divides that by sqrt(2 * n_layer)
-        for the two projections that write into the residual stream (GPT-2).
+    init_std: weights start as N(0, init_std). residual_init: the two projections that write into the residual stream
+        start so too ("normal"), divided by sqrt(2 * n_layer) ("scaled", GPT-2), or at zero ("zero").
     """
 
     vocab_size: int
@@ -38,11 +47,16 @@ class GPTSpec:
     n_layer: int = 6
     n_head: int = 6
     n_embd: int = 384
+    n_kv_head: int = 0
+    head_size: int = 0
     mlp_ratio: int = 4
+    n_hidden: int = 0
     activation: Activation = "gelu"
     norm: Norm = "layernorm"
     norm_eps: float = 1e-5
     position: Position = "learned"
+    rope_theta: float = 10_000.0
+    qk_norm: bool = False
     bias: bool = True
     tie_embeddings: bool = False
     dropout: float = 0.1
@@ -54,19 +68,48 @@ class GPTSpec:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)}: it must be at least 1")
-        if self.n_embd % self.n_head:
+        for name in ("n_kv_head", "head_size", "n_hidden"):
+            if getattr(self, name) < 0:
+                raise UsageError(
+                    f"model.{name} = {getattr(self, name)}: it must be at least 1, or 0 for the usual size"
+                )
+        if not self.head_size and self.n_embd % self.n_head:
             raise UsageError(
                 f"model.n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: change one of them"
             )
+        if self.n_head % self.kv_heads:
+            raise UsageError(
+                f"model.n_head = {self.n_head} is not a multiple of n_kv_head = {self.n_kv_head}: change one of them"
+            )
+        if self.position == "rope" and self.head_dim % 2:
+            raise UsageError(f"a head of {self.head_dim} cannot be turned in pairs: rope needs an even model.head_size")
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"model.dropout = {self.dropout}: it must be at least 0 and below 1")
-        for name in ("norm_eps", "init_std"):
+        for name in ("norm_eps", "init_std", "rope_theta"):
             if not getattr(self, name) > 0.0:
                 raise UsageError(f"model.{name} = {getattr(self, name)}: it must be above 0")
 
     @property
     def head_dim(self) -> int:
-        return self.n_embd // self.n_head
+        return self.head_size or self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP's hidden layer."""
+        width = self.mlp_ratio * self.n_embd
+        if self.gated:
+            # Three matrices with two thirds of the width have the weights of two.
+            width = math.ceil(width * 2 / 3 / 64) * 64
+        return self.n_hidden or width
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a third matrix that gates the hidden layer."""
+        return self.activation == "swiglu"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -6,38 +6,66 @@ import numpy as np
 
 from twingpt.core.backend import State
 from twingpt.core.errors import TwinGPTError
-from twingpt.core.params import parameter_table
+from twingpt.core.init import initial_weights
+from twingpt.core.params import OptimizerName, parameter_table
 from twingpt.core.spec import GPTSpec
 
 MODEL = "model/"
 ADAMW_M = "adamw.m/"
 ADAMW_V = "adamw.v/"
 ADAMW_COUNT = "adamw.count"
+MUON_MOMENTUM = "muon.momentum/"
+MUON_COUNT = "muon.count"
+COUNTS = (ADAMW_COUNT, MUON_COUNT)
 
 
-def expected_shapes(spec: GPTSpec, *, optimizer: bool) -> dict[str, tuple[int, ...]]:
-    """Every key of the state and its shape; with `optimizer`, moments and update count too."""
+def expected_shapes(spec: GPTSpec, *, optimizer: OptimizerName | None) -> dict[str, tuple[int, ...]]:
+    """Every key of the state and its shape: of the weights, and of what the optimizer keeps, if one is named."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, param in parameter_table(spec).items():
-        for prefix in (MODEL, ADAMW_M, ADAMW_V) if optimizer else (MODEL,):
-            shapes[prefix + name] = param.shape
-    if optimizer:
+        shapes[MODEL + name] = param.shape
+        if optimizer == "muon" and param.optimizer == "muon":
+            shapes[MUON_MOMENTUM + name] = param.shape
+        elif optimizer is not None:
+            shapes[ADAMW_M + name] = shapes[ADAMW_V + name] = param.shape
+    if optimizer is not None:
         shapes[ADAMW_COUNT] = ()
+    if optimizer == "muon":
+        shapes[MUON_COUNT] = ()
     return shapes
 
 
-def state_bytes(spec: GPTSpec) -> int:
+def initial_state(spec: GPTSpec, seed: int, optimizer: OptimizerName) -> State:
+    """What a run begins with: initial weights, and moments and counts of zero."""
+    state: State = {
+        key: np.zeros(shape, dtype=np.int64 if key in COUNTS else np.float32)
+        for key, shape in expected_shapes(spec, optimizer=optimizer).items()
+        if not key.startswith(MODEL)
+    }
+    return state | {MODEL + name: weight for name, weight in initial_weights(spec, seed).items()}
+
+
+def state_bytes(spec: GPTSpec, optimizer: OptimizerName) -> int:
     """Bytes of the whole state, in memory or in a checkpoint's files."""
-    return sum(4 * math.prod(shape) for shape in expected_shapes(spec, optimizer=True).values())
+    return sum(4 * math.prod(shape) for shape in expected_shapes(spec, optimizer=optimizer).values())
 
 
-def has_optimizer(state: State) -> bool:
-    return any(not key.startswith(MODEL) for key in state)
+def state_optimizer(state: State) -> OptimizerName | None:
+    """Whose moments a state holds; None: weights alone."""
+    if any(key.startswith("muon.") for key in state):
+        return "muon"
+    return None if all(key.startswith(MODEL) for key in state) else "adamw"
 
 
-def check_state(spec: GPTSpec, state: State) -> None:
-    """Raises TwinGPTError naming the first key that is missing, unknown, or of another shape or type."""
-    expected = expected_shapes(spec, optimizer=has_optimizer(state))
+def check_state(spec: GPTSpec, state: State, optimizer: OptimizerName | None = None) -> None:
+    """Raises TwinGPTError naming the first key that is missing, unknown, or of another shape or type.
+
+    optimizer: the one that is to go on from it. A state of weights alone serves any.
+    """
+    found = state_optimizer(state)
+    if optimizer is not None and found is not None and found != optimizer:
+        raise TwinGPTError(f"the state holds what {found} keeps, and cannot be gone on with by {optimizer}")
+    expected = expected_shapes(spec, optimizer=found)
     for key in sorted(expected.keys() ^ state.keys()):
         problem = "is missing from" if key in expected else "is unknown to this model, but is in"
         raise TwinGPTError(f"{key} {problem} the state: it belongs to another spec")
@@ -45,6 +73,6 @@ def check_state(spec: GPTSpec, state: State) -> None:
         array = state[key]
         if array.shape != shape:
             raise TwinGPTError(f"{key} has shape {list(array.shape)}, the model needs {list(shape)}")
-        dtype = np.int64 if key == ADAMW_COUNT else np.float32
+        dtype = np.int64 if key in COUNTS else np.float32
         if array.dtype != dtype:
             raise TwinGPTError(f"{key} is {array.dtype}, the model needs {np.dtype(dtype)}")

@@ -69,8 +69,9 @@ def probe_spec(spec: GPTSpec) -> GPTSpec:
         vocab_size=VOCABULARY,
         n_layer=1,
         n_head=heads,
+        n_kv_head=0 if spec.kv_heads == spec.n_head else 1,
         n_embd=heads * spec.head_dim,
-        mlp_ratio=1,
+        n_hidden=heads * spec.head_dim,
         # The gradient of a future token's embedding must be zero, which the head's share in it would hide.
         tie_embeddings=False,
     )

@@ -10,6 +10,7 @@ import tomli_w
 
 from twingpt.core.backend import DeviceChoice, EngineConfig, Precision
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.params import OptimizerName
 from twingpt.core.presets import find_preset
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.spec import GPTSpec, build, check_types
@@ -24,6 +25,7 @@ class TrainConfig:
 
     steps: updates in all; it defines the schedule.
     batch_size: sequences an update; micro_batch divides it (0: chosen so that it fits into memory).
+    schedule, decay_fraction: see core.schedule. optimizer, muon_lr_scale, muon_momentum: see core.backend.EngineConfig.
     eval_every, save_every: in steps, 0 = only at the end. log_every: steps between two lines of metrics.
     eval_windows: validation windows an evaluation looks at, spread evenly (0: all).
     keep_last: checkpoints kept besides the best one (0: all).
@@ -36,6 +38,10 @@ class TrainConfig:
     min_learning_rate: float = 0.0
     schedule: ScheduleKind = "constant"
     warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    optimizer: OptimizerName = "adamw"
+    muon_lr_scale: float = 1.0
+    muon_momentum: float = 0.95
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -62,8 +68,9 @@ class TrainConfig:
                 raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 0")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise UsageError(f"train.micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}")
-        if self.learning_rate <= 0.0:
-            raise UsageError(f"train.learning_rate = {self.learning_rate}: it must be above 0")
+        for name in ("learning_rate", "muon_lr_scale"):
+            if getattr(self, name) <= 0.0:
+                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be above 0")
 
     @property
     def accumulation(self) -> int:
@@ -77,6 +84,7 @@ class TrainConfig:
             floor=self.min_learning_rate,
             warmup_steps=self.warmup_steps,
             steps=self.steps,
+            decay_fraction=self.decay_fraction,
         )
 
     def engine(self, device: DeviceChoice) -> EngineConfig:

@@ -6,6 +6,7 @@ from twingpt.core.backend import BackendName
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import HEAD, TOKEN_EMBEDDING, parameter_count, parameter_table
 from twingpt.core.spec import GPTSpec
+from twingpt.core.state import state_bytes
 from twingpt.train.config import TrainConfig
 
 FLOAT = 4
@@ -23,7 +24,7 @@ SAVE_BYTES_PER_SECOND = 400e6
 class Footprint:
     """Float32 values that a training step keeps, beside weights, gradients and moments.
 
-    For its gradient a layer keeps `width` x [B, T, n_embd], `hidden` x [B, T, mlp_ratio * n_embd] and `square` x
+    For its gradient a layer keeps `width` x [B, T, n_embd], `hidden` x [B, T, hidden] and `square` x
     [B, n_head, T, T]. The backward pass needs `passing` x [B, T, n_embd] once more. The loss needs `logits` x
     [loss_chunk, vocab_size], and no more than `all_logits` x [B * T, vocab_size]. half: factor on a layer's share in
     bfloat16. framework: MiB that the framework takes when it starts to work, after its import. recomputed: layers alive
@@ -108,7 +109,7 @@ def estimate_memory(
     """Peak memory of a training process above what importing the framework takes."""
     kept = footprint(backend, device, spec.dropout > 0.0)
     tokens = micro_batch * spec.block_size
-    layer = FLOAT * tokens * spec.n_embd * (kept.width + kept.hidden * spec.mlp_ratio)
+    layer = FLOAT * tokens * (kept.width * spec.n_embd + kept.hidden * spec.hidden)
     layer += FLOAT * kept.square * micro_batch * spec.n_head * spec.block_size**2
     half = config.precision == "bfloat16"
     layer *= kept.half if half else 1.0
@@ -126,7 +127,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=weights + (weights // 2 if half else 0),
         gradients=gradients,
-        moments=2 * weights,
+        moments=state_bytes(spec, config.optimizer) - weights,
         activations=int(activations + max(0.0, passing - logits)),
         logits=int(logits),
         framework=int(kept.framework * MIB),

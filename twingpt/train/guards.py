@@ -49,7 +49,7 @@ def check_disk(store: CheckpointStore, spec: GPTSpec, config: TrainConfig) -> No
     """
     saves = config.steps // config.save_every + 1 if config.save_every else 1
     kept = min(saves, config.keep_last + 1) if config.keep_last else saves
-    needed = max(1, kept + 1 - len(store.steps())) * state_bytes(spec)
+    needed = max(1, kept + 1 - len(store.steps())) * state_bytes(spec, config.optimizer)
     free = free_bytes(store.folder)
     if free < needed:
         raise TwinGPTError(

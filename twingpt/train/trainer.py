@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import OutOfMemoryError, RestartError, TwinGPTError
-from twingpt.core.init import initial_weights
-from twingpt.core.state import ADAMW_COUNT, MODEL, expected_shapes, state_bytes
+from twingpt.core.state import initial_state, state_bytes
 from twingpt.data.batches import Batches
 from twingpt.train.config import RunConfig
 from twingpt.train.estimate import (
@@ -168,12 +167,7 @@ class Trainer:
         if self._origin is not None:
             self._backend.load_state(read_checkpoint(self._origin).state)
             return
-        state = {
-            key: np.zeros(shape, dtype=np.int64 if key == ADAMW_COUNT else np.float32)
-            for key, shape in expected_shapes(self._spec, optimizer=True).items()
-        }
-        state |= {MODEL + name: w for name, w in initial_weights(self._spec, self._config.seed).items()}
-        self._backend.load_state(state)
+        self._backend.load_state(initial_state(self._spec, self._config.seed, self._config.optimizer))
 
     def _timed_step(self) -> float:
         started = time.perf_counter()
@@ -286,7 +280,7 @@ class Trainer:
         path = self._store.save(self._spec, self._backend.export_state(), self._progress)
         self._saved_step = self.step
         self._store.retain(self._config.keep_last)
-        needed, free = state_bytes(self._spec), free_bytes(path)
+        needed, free = state_bytes(self._spec, self._config.optimizer), free_bytes(path)
         if free < needed and self.step < self._config.steps:
             self._asides.append(DiskReport(self.step, path.parent, needed, free))
         return SaveReport(self.step, path)

@@ -12,14 +12,23 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from twingpt.backends.mlx.model import GPT, CacheView, KVCache
-from twingpt.backends.mlx.step import clip_and_update, create_optimizer, eval_loss_sum, loss_sum
+from twingpt.backends.mlx.step import Moments, clip_and_update, create_optimizer, eval_loss_sum, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
-from twingpt.core.state import ADAMW_COUNT, ADAMW_M, ADAMW_V, MODEL, check_state, has_optimizer
+from twingpt.core.state import (
+    ADAMW_COUNT,
+    ADAMW_M,
+    ADAMW_V,
+    MODEL,
+    MUON_COUNT,
+    MUON_MOMENTUM,
+    check_state,
+    state_optimizer,
+)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -55,7 +64,7 @@ class MLXBackend:
         self._dtype = mx.bfloat16 if config.precision == "bfloat16" else mx.float32
         with mx.stream(self._device):
             self._model = GPT(spec, self._dtype, config.activation_checkpointing)
-            self._m, self._v, self._count = create_optimizer(self._table)
+            self._moments = create_optimizer(self._table, config)
         self._set_weights({name: mx.zeros(param.shape) for name, param in self._table.items()})
         self._loss_and_grads = mx.value_and_grad(self._loss)
         self._micro_step = mx.compile(self._loss_and_grads)
@@ -75,13 +84,17 @@ class MLXBackend:
             if len(inputs) > 1:
                 # One micro-batch's graph at a time, or the activations of all of them would live together.
                 mx.async_eval(total, grads)
-        weights, self._m, self._v, self._count, norm, applied = self._update(
-            weights, self._m, self._v, self._count, grads, total, mx.array(float(tokens)), mx.array(lr)
+        moments = self._moments.arrays()
+        # Held by the graph alone, the old moments can be written over.
+        del self._moments
+        weights, moments, norm, applied = self._update(
+            weights, moments, grads, total, mx.array(float(tokens)), mx.array(lr)
         )
         self._set_weights(weights)
+        self._moments = Moments(*moments)
         # What is left of the old arrays belongs to the graph alone now, which may write over them.
         del weights, grads, new
-        mx.async_eval(self._model.parameters(), self._m, self._v, self._count, total, norm, applied)
+        mx.async_eval(self._model.parameters(), moments, total, norm, applied)
         self._pending.append((total, tokens, norm, applied))
 
     @on_device
@@ -140,23 +153,31 @@ class MLXBackend:
 
     @on_device
     def export_state(self) -> State:
-        state: State = {}
-        for name, weight in self._weights().items():
-            state[MODEL + name] = _to_numpy(weight)
-            state[ADAMW_M + name] = _to_numpy(self._m[name])
-            state[ADAMW_V + name] = _to_numpy(self._v[name])
-            state[ADAMW_COUNT] = np.array(self._count.item(), dtype=np.int64)
+        moments = self._moments
+        state = {MODEL + name: _to_numpy(weight) for name, weight in self._weights().items()}
+        for name in moments.m:
+            state[ADAMW_M + name] = _to_numpy(moments.m[name])
+            state[ADAMW_V + name] = _to_numpy(moments.v[name])
+        state[ADAMW_COUNT] = np.array(moments.count.item(), dtype=np.int64)
+        if moments.momentum:
+            state |= {MUON_MOMENTUM + name: _to_numpy(momentum) for name, momentum in moments.momentum.items()}
+            state[MUON_COUNT] = np.array(moments.muon_count.item(), dtype=np.int64)
         return state
 
     @on_device
     def load_state(self, state: State) -> None:
-        check_state(self.spec, state)
+        check_state(self.spec, state, self.config.optimizer)
         self._set_weights({name: mx.array(state[MODEL + name]) for name in self._table})
-        if has_optimizer(state):
-            self._m = {name: mx.array(state[ADAMW_M + name]) for name in self._table}
-            self._v = {name: mx.array(state[ADAMW_V + name]) for name in self._table}
-            self._count = mx.array(int(state[ADAMW_COUNT]), dtype=mx.int32)
-        mx.eval(self._model.parameters(), self._m, self._v, self._count)
+        if state_optimizer(state) is not None:
+            old = self._moments
+            self._moments = Moments(
+                {name: mx.array(state[ADAMW_M + name]) for name in old.m},
+                {name: mx.array(state[ADAMW_V + name]) for name in old.v},
+                mx.array(int(state[ADAMW_COUNT]), dtype=mx.int32),
+                {name: mx.array(state[MUON_MOMENTUM + name]) for name in old.momentum},
+                mx.array(int(state.get(MUON_COUNT, 0)), dtype=mx.int32),
+            )
+        mx.eval(self._model.parameters(), self._moments.arrays())
 
     def memory(self) -> tuple[int, int]:
         if self.device == "cpu":

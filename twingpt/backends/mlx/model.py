@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
 
 Keys = Iterator[mx.array] | None
@@ -20,17 +21,21 @@ SITES = 3
 class CausalSelfAttention(nn.Module):
     def __init__(self, spec: GPTSpec, dtype: mx.Dtype) -> None:
         super().__init__()
-        self.n_head = spec.n_head
-        self.head_dim = spec.head_dim
+        self.n_head, self.kv_heads, self.head_dim = spec.n_head, spec.kv_heads, spec.head_dim
         self.dropout = spec.dropout
-        self.qkv = Linear(spec.n_embd, 3 * spec.n_embd, spec.bias, dtype)
-        self.proj = Linear(spec.n_embd, spec.n_embd, spec.bias, dtype)
+        self.qkv = Linear(spec.n_embd, (spec.n_head + 2 * spec.kv_heads) * spec.head_dim, spec.bias, dtype)
+        if spec.qk_norm:
+            self.q_norm = nn.RMSNorm(spec.head_dim, spec.norm_eps)
+            self.k_norm = nn.RMSNorm(spec.head_dim, spec.norm_eps)
+        self.proj = Linear(spec.n_head * spec.head_dim, spec.n_embd, spec.bias, dtype)
 
-    def __call__(self, x: mx.array, cache: LayerCache | None, keys: Keys) -> mx.array:
-        B, T, C = x.shape
-        q, k, v = (
-            part.reshape(B, T, self.n_head, self.head_dim).swapaxes(1, 2) for part in mx.split(self.qkv(x), 3, axis=-1)
-        )
+    def __call__(self, x: mx.array, rope: Rope | None, cache: LayerCache | None, keys: Keys) -> mx.array:
+        B, T, _ = x.shape
+        heads = self.qkv(x).reshape(B, T, -1, self.head_dim).swapaxes(1, 2)
+        q, k, v = mx.split(heads, [self.n_head, self.n_head + self.kv_heads], axis=1)
+        if "q_norm" in self:
+            q, k = self.q_norm(q.astype(mx.float32)), self.k_norm(k.astype(mx.float32))
+        q, k = turn(q, rope).astype(v.dtype), turn(k, rope).astype(v.dtype)
         mask = None
         if cache is not None:
             k, v, mask = cache.update(k, v)
@@ -38,23 +43,33 @@ class CausalSelfAttention(nn.Module):
         if keys is None:
             y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
         else:
+            if self.kv_heads != self.n_head:
+                k, v = (mx.repeat(part, self.n_head // self.kv_heads, axis=1) for part in (k, v))
             causal = mx.tri(T, dtype=mx.bool_)
             scores = mx.where(causal, (q * scale) @ k.swapaxes(2, 3), mx.finfo(q.dtype).min)
             y = drop(mx.softmax(scores, axis=-1, precise=True), self.dropout, keys) @ v
-        return drop(self.proj(y.swapaxes(1, 2).reshape(B, T, C)), self.dropout, keys)
+        return drop(self.proj(y.swapaxes(1, 2).reshape(B, T, -1)), self.dropout, keys)
 
 
 class MLP(nn.Module):
     def __init__(self, spec: GPTSpec, dtype: mx.Dtype) -> None:
         super().__init__()
-        hidden = spec.mlp_ratio * spec.n_embd
         self.dropout = spec.dropout
-        self.activation = nn.gelu_approx if spec.activation == "gelu_tanh" else nn.gelu
-        self.fc = Linear(spec.n_embd, hidden, spec.bias, dtype)
-        self.proj = Linear(hidden, spec.n_embd, spec.bias, dtype)
+        self.activation = spec.activation
+        self.fc = Linear(spec.n_embd, spec.hidden, spec.bias, dtype)
+        if spec.gated:
+            self.gate = Linear(spec.n_embd, spec.hidden, spec.bias, dtype)
+        self.proj = Linear(spec.hidden, spec.n_embd, spec.bias, dtype)
 
     def __call__(self, x: mx.array, keys: Keys) -> mx.array:
-        return drop(self.proj(self.activation(self.fc(x))), self.dropout, keys)
+        return drop(self.proj(self.hidden(x)), self.dropout, keys)
+
+    def hidden(self, x: mx.array) -> mx.array:
+        if self.activation == "swiglu":
+            return nn.silu(self.gate(x)) * self.fc(x)
+        if self.activation == "relu2":
+            return nn.relu2(self.fc(x))
+        return nn.gelu_approx(self.fc(x)) if self.activation == "gelu_tanh" else nn.gelu(self.fc(x))
 
 
 class Block(nn.Module):
@@ -65,11 +80,13 @@ class Block(nn.Module):
         self.ln2 = norm(spec)
         self.mlp = MLP(spec, dtype)
 
-    def __call__(self, x: mx.array, cache: LayerCache | None, site_keys: mx.array | None) -> mx.array:
+    def __call__(
+        self, x: mx.array, rope: Rope | None, cache: LayerCache | None, site_keys: mx.array | None
+    ) -> mx.array:
         """site_keys: [SITES, 2]. An array, as an iterator would be used up when a block is computed once more."""
         # Recomputing differentiates by every argument, and random bits have no gradient.
         keys = None if site_keys is None else iter(mx.stop_gradient(site_keys))
-        x = x + self.attn(self.ln1(x), cache, keys)
+        x = x + self.attn(self.ln1(x), rope, cache, keys)
         return x + self.mlp(self.ln2(x), keys)
 
 
@@ -86,12 +103,15 @@ class GPT(nn.Module):
         self.dropout = spec.dropout
         self.dtype = dtype
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
-        self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
+        if spec.position == "learned":
+            self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
         self.blocks = [Block(spec, dtype) for _ in range(spec.n_layer)]
         self.ln_f = norm(spec)
         if not spec.tie_embeddings:
             self.head = Linear(spec.n_embd, spec.vocab_size, False, dtype)
         self.tied = spec.tie_embeddings
+        # The underscore keeps it out of the parameters: no checkpoint needs it.
+        self._rope = Rope(*map(mx.array, rope_table(spec))) if spec.position == "rope" else None
 
     def __call__(self, tokens: mx.array, view: CacheView | None = None, key: mx.array | None = None) -> mx.array:
         """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head. Dropout only with a key."""
@@ -99,13 +119,17 @@ class GPT(nn.Module):
         if key is not None and self.dropout > 0.0:
             keys = mx.random.split(key, 1 + SITES * len(self.blocks))
         positions = mx.arange(tokens.shape[1]) if view is None else view.positions
-        x = drop(self.tok_emb(tokens) + self.pos_emb(positions), self.dropout, None if keys is None else iter(keys[:1]))
+        x = self.tok_emb(tokens)
+        if self._rope is None:
+            x = x + self.pos_emb(positions)
+        x = drop(x, self.dropout, None if keys is None else iter(keys[:1]))
+        rope = None if self._rope is None else self._rope.at(positions)
         for layer, block in enumerate(self.blocks):
             block_keys = None if keys is None else keys[1 + SITES * layer : 1 + SITES * (layer + 1)]
             if self.activation_checkpointing and view is None:
-                x = nn.utils.checkpoint(block)(x, None, block_keys)
+                x = recomputed(block, x, rope, block_keys)
             else:
-                x = block(x, None if view is None else view.layer(layer), block_keys)
+                x = block(x, rope, None if view is None else view.layer(layer), block_keys)
         return self.ln_f(x)
 
     @property
@@ -118,7 +142,19 @@ class GPT(nn.Module):
         return (hidden.astype(self.dtype) @ self.head_weight.astype(self.dtype).T).astype(mx.float32)
 
 
+def recomputed(block: Block, x: mx.array, rope: Rope | None, site_keys: mx.array | None) -> mx.array:
+    """block(x, rope, None, site_keys), of which the backward pass computes everything again."""
+
+    def run(x: mx.array, site_keys: mx.array | None) -> mx.array:
+        return block(x, rope, None, site_keys)
+
+    y: mx.array = nn.utils.checkpoint(block, run)(x, site_keys)
+    return y
+
+
 def norm(spec: GPTSpec) -> nn.Module:
+    if spec.norm == "rmsnorm":
+        return nn.RMSNorm(spec.n_embd, spec.norm_eps)
     return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps, bias=spec.bias)
 
 
@@ -136,6 +172,25 @@ class Linear(nn.Linear):
         return x @ weight.T
 
 
+@dataclass(slots=True)
+class Rope:
+    """Cosines and sines of core.rope, [block_size, head_dim / 2], or [..., 1, T, head_dim / 2] of some positions."""
+
+    cosines: mx.array
+    sines: mx.array
+
+    def at(self, positions: mx.array) -> Rope:
+        return Rope(mx.expand_dims(self.cosines[positions], -3), mx.expand_dims(self.sines[positions], -3))
+
+
+def turn(x: mx.array, rope: Rope | None) -> mx.array:
+    """Queries or keys [B, heads, T, head_dim], turned by their position; in float32."""
+    if rope is None:
+        return x
+    a, b = mx.split(x.astype(mx.float32), 2, axis=-1)
+    return mx.concatenate([a * rope.cosines - b * rope.sines, b * rope.cosines + a * rope.sines], axis=-1)
+
+
 def drop(x: mx.array, probability: float, keys: Keys) -> mx.array:
     if keys is None:
         return x
@@ -144,10 +199,10 @@ def drop(x: mx.array, probability: float, keys: Keys) -> mx.array:
 
 
 class KVCache:
-    """Keys and values of `slots` sequences, preallocated: [slots, n_head, capacity, head_dim] a layer, each."""
+    """Keys and values of `slots` sequences, preallocated: [slots, kv_heads, capacity, head_dim] a layer, each."""
 
     def __init__(self, spec: GPTSpec, slots: int, capacity: int, dtype: mx.Dtype):
-        shape = (slots, spec.n_head, capacity, spec.head_dim)
+        shape = (slots, spec.kv_heads, capacity, spec.head_dim)
         self.k = [mx.zeros(shape, dtype=dtype) for _ in range(spec.n_layer)]
         self.v = [mx.zeros(shape, dtype=dtype) for _ in range(spec.n_layer)]
         self.lengths = [0] * slots
@@ -178,7 +233,7 @@ class LayerCache:
     index: int
 
     def update(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array, mx.array | None]:
-        """Store new keys and values [n, n_head, T, head_dim]; returns what to attend to, and the mask."""
+        """Store new keys and values [n, kv_heads, T, head_dim]; returns what to attend to, and the mask."""
         view, cached_k, cached_v = self.view, self.view.cache.k, self.view.cache.v
         rows, i = view.slots[:, None], self.index
         # Assigned into the list's own arrays, whose only owner it is, so that MLX can write in place.

@@ -1,14 +1,17 @@
-"""Loss and update in MLX: chunked cross-entropy, clipping, AdamW."""
+"""Loss and update in MLX: chunked cross-entropy, clipping, AdamW, Muon."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from twingpt.backends.mlx.model import GPT
 from twingpt.core.backend import EngineConfig
+from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
 
 Tree = dict[str, mx.array]
@@ -78,33 +81,42 @@ def eval_loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int) -
     return loss
 
 
-def create_optimizer(table: dict[str, Param]) -> tuple[Tree, Tree, mx.array]:
-    """AdamW's first moments, second moments and update count, allocated now."""
-    m = {name: mx.zeros(param.shape) for name, param in table.items()}
-    v = {name: mx.zeros(param.shape) for name, param in table.items()}
-    return m, v, mx.array(0, dtype=mx.int32)
+@dataclass(slots=True)
+class Moments:
+    """What the optimizers keep: AdamW's first and second moments, Muon's momentum, and how often each has stepped."""
+
+    m: Tree
+    v: Tree
+    count: mx.array
+    momentum: Tree
+    muon_count: mx.array
+
+    def arrays(self) -> list[Any]:
+        """In the order that makes them again: mx.compile takes trees of arrays only."""
+        return [self.m, self.v, self.count, self.momentum, self.muon_count]
+
+
+def create_optimizer(table: dict[str, Param], config: EngineConfig) -> Moments:
+    """AdamW's moments, or Muon's momentum for the matrices of the blocks and AdamW's for the rest, allocated now."""
+    by_muon = {name for name, param in table.items() if config.optimizer == "muon" and param.optimizer == "muon"}
+    m, v = ({name: mx.zeros(param.shape) for name, param in table.items() if name not in by_muon} for _ in "mv")
+    momentum = {name: mx.zeros(param.shape) for name, param in table.items() if name in by_muon}
+    return Moments(m, v, mx.array(0, dtype=mx.int32), momentum, mx.array(0, dtype=mx.int32))
 
 
 def clip_and_update(
     table: dict[str, Param], config: EngineConfig
-) -> Callable[..., tuple[Tree, Tree, Tree, mx.array, mx.array, mx.array]]:
+) -> Callable[..., tuple[Tree, list[Any], mx.array, mx.array]]:
     """The update as one pure function, for mx.compile to fuse.
 
-    (weights, m, v, count, summed gradients, loss, tokens, lr) -> (weights, m, v, count, gradient norm before
-    clipping, whether the update was applied). Means are made from the sums, the global norm is clipped, and AdamW with
-    bias correction is applied; mlx.optimizers has no way to leave everything alone when a gradient is not finite.
+    (weights, moments' arrays, summed gradients, loss, tokens, lr) -> (weights, moments' arrays, gradient norm before
+    clipping, whether the update was applied). Means are made from the sums, the global norm is clipped, and the
+    optimizer is applied; mlx.optimizers has no way to leave everything alone when a gradient is not finite.
     """
 
     def update(
-        weights: Tree,
-        m: Tree,
-        v: Tree,
-        count: mx.array,
-        grads: Tree,
-        loss: mx.array,
-        tokens: mx.array,
-        lr: mx.array,
-    ) -> tuple[Tree, Tree, Tree, mx.array, mx.array, mx.array]:
+        weights: Tree, arrays: list[Any], grads: Tree, loss: mx.array, tokens: mx.array, lr: mx.array
+    ) -> tuple[Tree, list[Any], mx.array, mx.array]:
         # Row by row: MLX on the CPU adds up a large tensor in one float32, 1.6e-4 off at 2,000 x 128.
         norm = mx.sqrt(mx.stack([mx.square(grad).sum(axis=-1).sum() for grad in grads.values()]).sum()) / tokens
         scale = 1.0 / tokens
@@ -112,21 +124,64 @@ def clip_and_update(
             # The 1e-6 keeps a zero gradient from dividing by zero, as in torch.nn.utils.clip_grad_norm_.
             scale = scale * mx.minimum(config.grad_clip / (norm + 1e-6), 1.0)
         finite = mx.isfinite(norm) & mx.isfinite(loss)
-        count = count + finite.astype(count.dtype)
-        step_size = lr / (1.0 - config.beta1**count)
-        root_correction = mx.sqrt(1.0 - config.beta2**count)
-
-        new_weights, new_m, new_v = {}, {}, {}
-        for name, param in table.items():
-            decay = config.weight_decay if param.decay else 0.0
-            grad = grads[name] * scale
-            first = config.beta1 * m[name] + (1.0 - config.beta1) * grad
-            second = config.beta2 * v[name] + (1.0 - config.beta2) * mx.square(grad)
-            weight = weights[name] * (1.0 - lr * decay)
-            weight = weight - step_size * first / (mx.sqrt(second) / root_correction + config.eps)
-            new_weights[name] = mx.where(finite, weight, weights[name])
-            new_m[name] = mx.where(finite, first, m[name])
-            new_v[name] = mx.where(finite, second, v[name])
-        return new_weights, new_m, new_v, count, norm, finite
+        grads = {name: grad * scale for name, grad in grads.items()}
+        old = Moments(*arrays)
+        new_weights, new = _adamw(weights, old, grads, lr, table, config)
+        if old.momentum:
+            more_weights, new.momentum = _muon(weights, old.momentum, grads, lr, table, config)
+            new.muon_count = old.muon_count + 1
+            new_weights |= more_weights
+        weights, arrays = tree_map(
+            lambda old, new: mx.where(finite, new, old),
+            (weights, arrays),
+            ({name: new_weights[name] for name in weights}, new.arrays()),
+        )
+        return weights, arrays, norm, finite
 
     return update
+
+
+def _adamw(
+    weights: Tree, moments: Moments, grads: Tree, lr: mx.array, table: dict[str, Param], config: EngineConfig
+) -> tuple[Tree, Moments]:
+    """(new weights of AdamW's parameters, new moments)."""
+    count = moments.count + 1
+    step_size = lr / (1.0 - config.beta1**count)
+    root_correction = mx.sqrt(1.0 - config.beta2**count)
+    new_weights, m, v = {}, {}, {}
+    for name in moments.m:
+        m[name] = config.beta1 * moments.m[name] + (1.0 - config.beta1) * grads[name]
+        v[name] = config.beta2 * moments.v[name] + (1.0 - config.beta2) * mx.square(grads[name])
+        weight = weights[name] * (1.0 - lr * (config.weight_decay if table[name].decay else 0.0))
+        new_weights[name] = weight - step_size * m[name] / (mx.sqrt(v[name]) / root_correction + config.eps)
+    return new_weights, Moments(m, v, count, moments.momentum, moments.muon_count)
+
+
+def _muon(
+    weights: Tree, momentum: Tree, grads: Tree, lr: mx.array, table: dict[str, Param], config: EngineConfig
+) -> tuple[Tree, Tree]:
+    """(new weights of Muon's matrices, new momentum): the rule of twingpt.core.muon, one shape at a time."""
+    lr, beta = lr * config.muon_lr_scale, config.muon_momentum
+    momentum = {name: beta * old + grads[name] for name, old in momentum.items()}
+    directions = {name: grads[name] + beta * new for name, new in momentum.items()}
+    updates: dict[str, list[mx.array]] = {name: [] for name in momentum}
+    for (rows, columns), group in matrices_by_shape(table).items():
+        x = mx.stack([directions[matrix.name][matrix.start : matrix.stop] for matrix in group])
+        for matrix, update in zip(group, orthogonal(x) * update_scale(rows, columns), strict=True):
+            updates[matrix.name].append(update)
+    return {
+        name: weights[name] * (1.0 - lr * config.weight_decay) - lr * mx.concatenate(parts)
+        for name, parts in updates.items()
+    }, momentum
+
+
+def orthogonal(x: mx.array) -> mx.array:
+    """Matrices [n, rows, columns] brought near to the closest orthogonal ones, by Newton and Schulz's iteration."""
+    a, b, c = COEFFICIENTS
+    tall = x.shape[1] > x.shape[2]
+    x = x.swapaxes(1, 2) if tall else x
+    x = x / (mx.sqrt(mx.square(x).sum(axis=2).sum(axis=1))[:, None, None] + EPS)
+    for _ in range(STEPS):
+        gram = x @ x.swapaxes(1, 2)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.swapaxes(1, 2) if tall else x

@@ -13,14 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache, causal_flag_leaks
-from twingpt.backends.torch_mps.step import clip_and_update, create_optimizer, loss_sum, skips_found_inf
+from twingpt.backends.torch_mps.step import Optimizer, clip_and_update, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
-from twingpt.core.state import ADAMW_COUNT, ADAMW_M, ADAMW_V, MODEL, check_state, has_optimizer
+from twingpt.core.state import (
+    ADAMW_COUNT,
+    ADAMW_M,
+    ADAMW_V,
+    MODEL,
+    MUON_COUNT,
+    MUON_MOMENTUM,
+    check_state,
+    state_optimizer,
+)
 
 
 class TorchBackend:
@@ -35,6 +44,7 @@ class TorchBackend:
         with torch.device("meta"):
             model = GPT(spec, config.activation_checkpointing)
         self._model = model.to_empty(device=self._device)
+        self._model.make_rope(spec)
         self._dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         if causal_flag_leaks(spec, self._device, self._dtype):
             self._model.use_explicit_mask()
@@ -43,8 +53,8 @@ class TorchBackend:
                 self.device,
                 config.precision,
             )
-        self._optimizer, self._parameters = create_optimizer(self._model, self._table, config)
-        self._on_device_skip = skips_found_inf(self._device)
+        self._optimizer = Optimizer(self._model, self._table, config)
+        self._parameters = self._optimizer.parameters
         self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
     def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
@@ -58,19 +68,11 @@ class TorchBackend:
             problem = first_line(error)
         if problem is not None:
             # Only now, with the exception gone, does nothing hold the tensors of the attempt any more.
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.zero_grad()
             if self.device != "cpu":
                 getattr(torch, self.device).empty_cache()
             raise OutOfMemoryError(problem, retry=True)
-        norm, applied = clip_and_update(
-            self._optimizer,
-            list(self._parameters.values()),
-            total,
-            tokens,
-            self.config,
-            lr,
-            self._on_device_skip,
-        )
+        norm, applied = clip_and_update(self._optimizer, total, tokens, self.config, lr)
         self._pending.append((total, tokens, norm, applied))
 
     def _sum_gradients(self, inputs: Array, targets: Array, step: int) -> Tensor:
@@ -152,25 +154,33 @@ class TorchBackend:
 
     @torch.no_grad()
     def export_state(self) -> State:
-        state: State = {}
-        for name, parameter in self._parameters.items():
-            moments = self._optimizer.state[parameter]
-            state[MODEL + name] = _to_numpy(parameter)
+        state = {MODEL + name: _to_numpy(parameter) for name, parameter in self._parameters.items()}
+        for name, parameter in self._optimizer.adamw_parameters.items():
+            moments = self._optimizer.adamw.state[parameter]
             state[ADAMW_M + name] = _to_numpy(moments["exp_avg"])
             state[ADAMW_V + name] = _to_numpy(moments["exp_avg_sq"])
             state[ADAMW_COUNT] = np.array(int(moments["step"]), dtype=np.int64)
+        if (muon := self._optimizer.muon) is not None:
+            state |= {MUON_MOMENTUM + name: _to_numpy(momentum) for name, momentum in muon.momentum.items()}
+            state[MUON_COUNT] = np.array(int(muon.count), dtype=np.int64)
         return state
 
     @torch.no_grad()
     def load_state(self, state: State) -> None:
-        check_state(self.spec, state)
+        check_state(self.spec, state, self.config.optimizer)
         for name, parameter in self._parameters.items():
             parameter.copy_(torch.from_numpy(state[MODEL + name]))
-            if has_optimizer(state):
-                moments = self._optimizer.state[parameter]
-                moments["exp_avg"].copy_(torch.from_numpy(state[ADAMW_M + name]))
-                moments["exp_avg_sq"].copy_(torch.from_numpy(state[ADAMW_V + name]))
-                moments["step"].fill_(int(state[ADAMW_COUNT]))
+        if state_optimizer(state) is None:
+            return
+        for name, parameter in self._optimizer.adamw_parameters.items():
+            moments = self._optimizer.adamw.state[parameter]
+            moments["exp_avg"].copy_(torch.from_numpy(state[ADAMW_M + name]))
+            moments["exp_avg_sq"].copy_(torch.from_numpy(state[ADAMW_V + name]))
+            moments["step"].fill_(int(state[ADAMW_COUNT]))
+        if (muon := self._optimizer.muon) is not None:
+            for name, momentum in muon.momentum.items():
+                momentum.copy_(torch.from_numpy(state[MUON_MOMENTUM + name]))
+            muon.count.fill_(int(state[MUON_COUNT]))
 
     def memory(self) -> tuple[int, int]:
         if self.device == "cuda":

@@ -12,46 +12,60 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
-        self.n_head = spec.n_head
-        self.head_dim = spec.head_dim
+        self.n_head, self.kv_heads, self.head_dim = spec.n_head, spec.kv_heads, spec.head_dim
         self.dropout = spec.dropout
-        self.qkv = nn.Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)
-        self.proj = nn.Linear(spec.n_embd, spec.n_embd, bias=spec.bias)
+        self.widths = [heads * spec.head_dim for heads in (spec.n_head, spec.kv_heads, spec.kv_heads)]
+        self.qkv = nn.Linear(spec.n_embd, sum(self.widths), bias=spec.bias)
+        self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.proj = nn.Linear(self.widths[0], spec.n_embd, bias=spec.bias)
         self.resid_drop = nn.Dropout(spec.dropout)
         self.explicit_mask = False
 
-    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(C, dim=2))
+    def forward(self, x: Tensor, rope: Rope | None, cache: LayerCache | None) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(self.widths, dim=2))
+        q, k = turn(self.q_norm(q), rope).to(v.dtype), turn(self.k_norm(k), rope).to(v.dtype)
         mask = None
         if cache is not None:
             k, v, mask = cache.update(k, v)
+        if self.kv_heads != self.n_head:
+            k, v = (repeated(part, self.n_head // self.kv_heads) for part in (k, v))
         if mask is None and self.explicit_mask:
             positions = torch.arange(T, device=x.device)
             mask = positions[:, None] >= positions
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None
         )
-        return self.resid_drop(self.proj(y.transpose(1, 2).reshape(B, T, C)))
+        return self.resid_drop(self.proj(y.transpose(1, 2).reshape(B, T, -1)))
 
 
 class MLP(nn.Module):
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
-        hidden = spec.mlp_ratio * spec.n_embd
-        self.approximate = "tanh" if spec.activation == "gelu_tanh" else "none"
-        self.fc = nn.Linear(spec.n_embd, hidden, bias=spec.bias)
-        self.proj = nn.Linear(hidden, spec.n_embd, bias=spec.bias)
+        self.activation = spec.activation
+        self.fc = nn.Linear(spec.n_embd, spec.hidden, bias=spec.bias)
+        if spec.gated:
+            self.gate = nn.Linear(spec.n_embd, spec.hidden, bias=spec.bias)
+        self.proj = nn.Linear(spec.hidden, spec.n_embd, bias=spec.bias)
         self.resid_drop = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.resid_drop(self.proj(F.gelu(self.fc(x), approximate=self.approximate)))
+        return self.resid_drop(self.proj(self.hidden(x)))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        if self.activation == "swiglu":
+            return F.silu(self.gate(x)) * self.fc(x)
+        if self.activation == "relu2":
+            return F.relu(self.fc(x)).square()
+        return F.gelu(self.fc(x), approximate="tanh" if self.activation == "gelu_tanh" else "none")
 
 
 class Block(nn.Module):
@@ -62,8 +76,8 @@ class Block(nn.Module):
         self.ln2 = norm(spec)
         self.mlp = MLP(spec)
 
-    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
-        x = x + self.attn(self.ln1(x), cache)
+    def forward(self, x: Tensor, rope: Rope | None, cache: LayerCache | None) -> Tensor:
+        x = x + self.attn(self.ln1(x), rope, cache)
         return x + self.mlp(self.ln2(x))
 
 
@@ -77,7 +91,8 @@ class GPT(nn.Module):
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
-        self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
+        if spec.position == "learned":
+            self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
         self.drop = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
         self.ln_f = norm(spec)
@@ -85,15 +100,26 @@ class GPT(nn.Module):
             self.head = nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
         self.tied = spec.tie_embeddings
         self.explicit_mask = False
+        self.rope: Rope | None = None
 
     def forward(self, tokens: Tensor, view: CacheView | None = None) -> Tensor:
         """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head."""
         positions = torch.arange(tokens.shape[1], device=tokens.device) if view is None else view.positions
-        x = self.drop(self.tok_emb(tokens) + self.pos_emb(positions))
+        x = self.tok_emb(tokens)
+        if self.rope is None:
+            x = x + self.pos_emb(positions)
+        x = self.drop(x)
+        rope = None if self.rope is None else self.rope.at(positions)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            x = recomputed(block, x) if recompute else block(x, None if view is None else view.layer(layer))
+            x = recomputed(block, x, rope) if recompute else block(x, rope, None if view is None else view.layer(layer))
         return self.ln_f(x)
+
+    def make_rope(self, spec: GPTSpec) -> None:
+        """The angles on the weights' device; no parameter and no buffer, as no checkpoint needs them."""
+        if spec.position == "rope":
+            cosines, sines = (torch.from_numpy(part).to(self.tok_emb.weight.device) for part in rope_table(spec))
+            self.rope = Rope(cosines, sines)
 
     def use_explicit_mask(self, on: bool = True) -> None:
         """Attention gets a boolean mask in place of is_causal: for a device where causal_flag_leaks."""
@@ -112,15 +138,15 @@ class GPT(nn.Module):
         return F.linear(hidden, self.head_weight).float()
 
 
-def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """block(x, None), of which the backward pass computes everything again, and drops out the same."""
+def recomputed(block: nn.Module, x: Tensor, rope: Rope | None) -> Tensor:
+    """block(x, rope, None), of which the backward pass computes everything again, and drops out the same."""
     # checkpoint's own preserve_rng_state knows the CPU and CUDA, and leaves the generator of MPS where it is.
     generator: Any = torch if x.device.type == "cpu" else getattr(torch, x.device.type)
 
     def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         return contextlib.nullcontext(), replayed(generator, generator.get_rng_state())
 
-    y: Tensor = checkpoint(block, x, None, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    y: Tensor = checkpoint(block, x, rope, None, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return y
 
 
@@ -135,7 +161,47 @@ def replayed(generator: Any, state: Tensor) -> Iterator[None]:
 
 
 def norm(spec: GPTSpec) -> nn.Module:
+    if spec.norm == "rmsnorm":
+        return RMSNorm(spec.n_embd, spec.norm_eps)
     return nn.LayerNorm(spec.n_embd, eps=spec.norm_eps, bias=spec.bias)
+
+
+class RMSNorm(nn.Module):
+    """Of primitives: the backward pass of torch's own has no kernel on MPS."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps) * self.weight
+
+
+@dataclass(slots=True)
+class Rope:
+    """Cosines and sines of core.rope, [block_size, head_dim / 2], or [..., 1, T, head_dim / 2] of some positions."""
+
+    cosines: Tensor
+    sines: Tensor
+
+    def at(self, positions: Tensor) -> Rope:
+        return Rope(self.cosines[positions].unsqueeze(-3), self.sines[positions].unsqueeze(-3))
+
+
+def turn(x: Tensor, rope: Rope | None) -> Tensor:
+    """Queries or keys [B, heads, T, head_dim], turned by their position; in float32."""
+    if rope is None:
+        return x
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * rope.cosines - b * rope.sines, b * rope.cosines + a * rope.sines), dim=-1)
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    """Keys or values [B, kv_heads, T, head_dim], each head `times` times in a row, for the queries that share it."""
+    B, heads, T, width = x.shape
+    return x[:, :, None].expand(B, heads, times, T, width).reshape(B, heads * times, T, width)
 
 
 @torch.no_grad()
@@ -148,24 +214,26 @@ def causal_flag_leaks(spec: GPTSpec, device: torch.device, dtype: torch.dtype) -
     heads, longest = min(spec.n_head, 2), spec.block_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        attention = CausalSelfAttention(replace(spec, n_head=heads, n_embd=heads * spec.head_dim, dropout=0.0)).eval()
+        attention = CausalSelfAttention(
+            replace(spec, n_head=heads, n_kv_head=0, n_embd=heads * spec.head_dim, dropout=0.0)
+        ).eval()
         one, other = torch.randn(2, 1, longest, heads * spec.head_dim).to(device)
     attention.to(device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for T in {min(length, longest) for length in (8, 64, longest)}:
-            y = attention(one[:, :T], None)
+            y = attention(one[:, :T], None, None)
             for t in {0, min(1, T - 1), T // 2, max(T - 2, 0)}:
                 changed = torch.cat((one[:, : t + 1], other[:, t + 1 : T]), dim=1)
-                if not torch.equal(attention(changed, None)[:, : t + 1], y[:, : t + 1]):
+                if not torch.equal(attention(changed, None, None)[:, : t + 1], y[:, : t + 1]):
                     return True
     return False
 
 
 class KVCache:
-    """Keys and values of `slots` sequences, preallocated: [n_layer, slots, n_head, capacity, head_dim] each."""
+    """Keys and values of `slots` sequences, preallocated: [n_layer, slots, kv_heads, capacity, head_dim] each."""
 
     def __init__(self, spec: GPTSpec, slots: int, capacity: int, device: torch.device, dtype: torch.dtype):
-        shape = (spec.n_layer, slots, spec.n_head, capacity, spec.head_dim)
+        shape = (spec.n_layer, slots, spec.kv_heads, capacity, spec.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * slots
@@ -197,7 +265,7 @@ class LayerCache:
     v: Tensor
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store new keys and values [n, n_head, T, head_dim]; returns what to attend to, and the mask."""
+        """Store new keys and values [n, kv_heads, T, head_dim]; returns what to attend to, and the mask."""
         view = self.view
         rows = view.slots[:, None]
         self.k[rows, :, view.positions] = k.transpose(1, 2).to(self.k.dtype)

@@ -1,4 +1,4 @@
-"""Loss and update in PyTorch: chunked cross-entropy, clipping, AdamW."""
+"""Loss and update in PyTorch: chunked cross-entropy, clipping, AdamW, Muon."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from twingpt.backends.torch_mps.model import GPT
 from twingpt.core.backend import EngineConfig
+from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
 
 
@@ -66,32 +67,96 @@ def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, chunk: int) -> Tensor:
     return loss
 
 
-def create_optimizer(
-    model: GPT, table: dict[str, Param], config: EngineConfig
-) -> tuple[torch.optim.AdamW, dict[str, nn.Parameter]]:
-    """AdamW with its moments allocated now, and the parameters by canonical name."""
-    parameters = dict(model.named_parameters())
-    groups = [
-        {
-            "params": [parameters[name] for name, param in table.items() if param.decay is decay],
-            "weight_decay": config.weight_decay if decay else 0.0,
-        }
-        for decay in (True, False)
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=0.0,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
-    for parameter in parameters.values():
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer, parameters
+class Optimizer:
+    """AdamW, or Muon for the matrices of the blocks and AdamW for the rest, with all moments allocated now."""
+
+    def __init__(self, model: GPT, table: dict[str, Param], config: EngineConfig) -> None:
+        self.parameters = {name: dict(model.named_parameters())[name] for name in table}
+        self.muon = Muon(self.parameters, table, config) if config.optimizer == "muon" else None
+        by_adamw = [name for name, param in table.items() if self.muon is None or param.optimizer == "adamw"]
+        self.adamw_parameters = {name: self.parameters[name] for name in by_adamw}
+        groups = [
+            {
+                "params": [self.parameters[name] for name in by_adamw if table[name].decay is decay],
+                "weight_decay": config.weight_decay if decay else 0.0,
+            }
+            for decay in (True, False)
+        ]
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        for parameter in self.adamw_parameters.values():
+            self.adamw.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self._on_device_skip = skips_found_inf(next(iter(self.parameters.values())).device)
+
+    def step(self, lr: float, finite: Tensor) -> None:
+        """Apply the gradients, or leave everything alone where `finite` is false; then clear them."""
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        if self.muon is not None:
+            self.muon.step(lr, finite)
+        if self._on_device_skip:
+            self.adamw.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.adamw.step()
+        elif bool(finite):
+            self.adamw.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
+class Muon:
+    """The rule of twingpt.core.muon, on all matrices of one shape at a time."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], table: dict[str, Param], config: EngineConfig) -> None:
+        self._parameters = parameters
+        self._groups = matrices_by_shape(table)
+        self._config = config
+        names = [name for name, param in table.items() if param.optimizer == "muon"]
+        self.momentum = {name: torch.zeros_like(parameters[name]) for name in names}
+        self.count = torch.zeros((), device=parameters[names[0]].device)
+
+    @torch.no_grad()
+    def step(self, lr: float, finite: Tensor) -> None:
+        lr, beta = lr * self._config.muon_lr_scale, self._config.muon_momentum
+        self.count += finite
+        for (rows, columns), group in self._groups.items():
+            directions = []
+            for matrix in group:
+                part = slice(matrix.start, matrix.stop)
+                momentum, grad = self.momentum[matrix.name][part], self._parameters[matrix.name].grad
+                assert grad is not None
+                new = momentum * beta + grad[part]
+                directions.append(grad[part] + beta * new)
+                momentum.copy_(torch.where(finite, new, momentum))
+            updates = orthogonal(torch.stack(directions)) * (lr * update_scale(rows, columns))
+            for matrix, update in zip(group, updates, strict=True):
+                weight = self._parameters[matrix.name][matrix.start : matrix.stop]
+                new = weight * (1.0 - lr * self._config.weight_decay) - update
+                weight.copy_(torch.where(finite, new, weight))
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Matrices [n, rows, columns] brought near to the closest orthogonal ones, by Newton and Schulz's iteration."""
+    a, b, c = COEFFICIENTS
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    # Row by row, as in the MLX engine.
+    x = x / (torch.linalg.vector_norm(torch.linalg.vector_norm(x, dim=2), dim=1)[:, None, None] + EPS)
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def skips_found_inf(device: torch.device) -> bool:
@@ -108,19 +173,13 @@ def skips_found_inf(device: torch.device) -> bool:
 
 
 def clip_and_update(
-    optimizer: torch.optim.AdamW,
-    parameters: list[nn.Parameter],
-    loss: Tensor,
-    tokens: int,
-    config: EngineConfig,
-    lr: float,
-    on_device_skip: bool,
+    optimizer: Optimizer, loss: Tensor, tokens: int, config: EngineConfig, lr: float
 ) -> tuple[Tensor, Tensor]:
-    """Turn summed gradients into means, clip their global norm, apply AdamW; clears the gradients.
+    """Turn summed gradients into means, clip their global norm, apply the optimizer; clears the gradients.
 
     Returns (gradient norm before clipping, whether the update was applied), both still on the device.
     """
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    grads = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
     # Row by row, as in the MLX engine: one float32 sum over a whole tensor is not exact enough to clip by.
     norm = torch.linalg.vector_norm(torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in grads])) / tokens
     scale = torch.full_like(norm, 1.0 / tokens)
@@ -129,13 +188,5 @@ def clip_and_update(
         scale = scale * (config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(grads, scale)
     finite = torch.isfinite(norm) & torch.isfinite(loss)
-
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    if on_device_skip:
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        optimizer.step()
-    elif bool(finite):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.step(lr, finite)
     return norm, finite

@@ -1,0 +1,25 @@
+"""What an engine promises holds for the user's model and for the modern one."""
+
+from typing import Any
+
+import pytest
+
+from twingpt.core.spec import GPTSpec
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "seed": {},
+    "modern": {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "qk_norm": True,
+        "n_kv_head": 1,
+        "bias": False,
+        "tie_embeddings": True,
+    },
+}
+
+
+@pytest.fixture(params=OPTIONS)
+def spec(request: pytest.FixtureRequest) -> GPTSpec:
+    return GPTSpec(vocab_size=211, block_size=32, n_layer=2, n_head=2, n_embd=32, dropout=0.0, **OPTIONS[request.param])
