@@ -21,7 +21,7 @@ from twingpt.core.state import MODEL
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.parity import perturbed
 from twingpt.weights.checkpoint import CheckpointStore, Progress
-from twingpt.weights.convert import HF_GPT2, NANOGPT, SEED_SCRIPT, from_foreign, to_foreign
+from twingpt.weights.naming import HF_GPT2, NANOGPT, SEED_SCRIPT, from_foreign, to_foreign
 
 TOKENS = np.random.default_rng(0).integers(0, 211, (2, 24), dtype=np.int32)
 # Largest logit error measured over every conversion here: 1.2e-6.
@@ -97,7 +97,7 @@ def test_the_exported_tokenizer_gives_the_same_ids(tmp_path: Path, tokenizer: To
     assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
     assert theirs.decode(tokenizer.encode(text)) == text
     assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
-    assert theirs("[QUESTION]")["input_ids"] == [tokenizer.id("[QUESTION]")]
+    assert theirs("[QUESTION]")["input_ids"] == [tokenizer.bos_id, tokenizer.id("[QUESTION]")]
 
 
 def test_the_old_scripts_checkpoint_imports(tmp_path: Path) -> None:
@@ -227,8 +227,8 @@ def test_nothing_is_left_where_a_conversion_failed(tmp_path: Path, run: Path) ->
     with pytest.raises(TwinGPTError, match="does not exist"):
         convert_model(run, tmp_path / "out", "hf", tmp_path / "no-tokenizer.json")
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(TwinGPTError, match="llama"):
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(TwinGPTError, match="mamba"):
         convert_model(tmp_path / "hf", tmp_path / "out", "native", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
     with pytest.raises(UsageError, match="exists"):

@@ -1,0 +1,49 @@
+"""The command `convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A run, a checkpoint, a Hugging Face folder or a ckpt.pt.", metavar="SRC")
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.", metavar="DST")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="hf (transformers: GPT-2, Llama, Qwen3), mlx-lm, gguf (llama.cpp, Ollama, LM Studio) or native.",
+        ),
+    ],
+    source_format: Annotated[
+        str | None,
+        typer.Option("--from", help="hf, nanogpt, script or native: refuse any other.", show_default="what it is"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json to go with it.", metavar="FILE", show_default="the source's")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the tensors: float32, float16, bfloat16; q8_0 in gguf.",
+            show_default="that of the checkpoint it was imported from, else float32",
+        ),
+    ] = None,
+    approximate: Annotated[
+        str | None,
+        typer.Option(
+            help="gelu: let llama.cpp and mlx-lm use the tanh GELU for an exact one, and print the error.",
+            metavar="WHAT",
+        ),
+    ] = None,
+) -> None:
+    """Take a model to Hugging Face, mlx-lm, llama.cpp or Ollama, or bring one in."""
+    from twingpt.convert import convert_model
+
+    notes = convert_model(source, target, to, tokenizer, dtype=dtype, approximate=approximate, expect=source_format)
+    for note in notes:
+        typer.echo(note)
+    typer.echo(f"wrote {target}")
