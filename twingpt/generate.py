@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from twingpt.batching import Batcher, Constraint, FinishReason
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
-from twingpt.core.sampling import Sampling, sample
+from twingpt.core.sampling import Sampling
 from twingpt.data.template import END_ANSWER, END_SUMMARY, EOS, prompt_segments
 from twingpt.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from twingpt.answer_form import AnswerForm
     from twingpt.data.contacts import ContactStore
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -23,31 +24,20 @@ UNVERIFIED = " (확인되지 않은 번호)"
 
 
 def stream_tokens(
-    backend: Backend, prompt: list[int], sampling: Sampling, max_new_tokens: int, stop: frozenset[int]
+    backend: Backend,
+    prompt: list[int],
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop: frozenset[int],
+    constraint: Constraint | None = None,
 ) -> Iterator[int]:
-    """Token ids one by one, the stop token left out.
-
-    Past block_size the window slides: the older half of the context is dropped and the rest read again, which costs
-    one pass over half a block every half block. A prompt that is too long is cut at its start.
-    """
-    capacity = backend.spec.block_size
-    context = list(prompt[-(capacity - 1) :]) if capacity > 1 else list(prompt[-1:])
-    cache = backend.new_cache(1, capacity)
-    seen = list(prompt)
-    logits = backend.prefill(cache, 0, np.array(context, dtype=np.int32))
-    for _ in range(max_new_tokens):
-        token = sample(logits, sampling, len(seen), np.array(seen))
-        if token in stop:
-            return
-        yield token
-        seen.append(token)
-        if len(context) < capacity:
-            logits = backend.decode(cache, [0], np.array([token], dtype=np.int32))[0]
-            context.append(token)
-        else:
-            context = [*context[-(capacity // 2) :], token]
-            backend.free(cache, 0)
-            logits = backend.prefill(cache, 0, np.array(context[-capacity:], dtype=np.int32))
+    """Token ids one by one, the stop token left out; past block_size the window slides, as Batcher says."""
+    batcher = Batcher(backend, slots=1)
+    batcher.add(prompt, sampling, max_new_tokens, stop, constraint)
+    while batcher:
+        for event in batcher.step():
+            if event.token is not None:
+                yield event.token
 
 
 def stream_text(
@@ -58,15 +48,62 @@ def stream_text(
     max_new_tokens: int,
     *,
     stop: frozenset[int] | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[str]:
     """Text in whole characters as it comes; by default it stops at [/ANSWER], [/SUMMARY] or [EOS]."""
     decoder = tokenizer.stream()
-    tokens = stream_tokens(backend, prompt, sampling, max_new_tokens, stop_tokens(tokenizer) if stop is None else stop)
-    for token in tokens:
+    ends = stop_tokens(tokenizer) if stop is None else stop
+    for token in stream_tokens(backend, prompt, sampling, max_new_tokens, ends, constraint):
         if text := decoder.push(token):
             yield text
     if text := decoder.flush():
         yield text
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to write. structured: an answer with all its sections, in their order (answer_form)."""
+
+    prompt: list[int]
+    sampling: Sampling
+    max_new_tokens: int
+    structured: bool = False
+
+    def constraint(self, form: AnswerForm | None, block_size: int) -> Constraint | None:
+        """What holds it to its form, within what the context has left unless the form needs more than that.
+
+        Raises TwinGPTError if max_new_tokens is too few for the form.
+        """
+        if not self.structured or form is None:
+            return None
+        left = block_size - len(self.prompt) + 1
+        return form.constraint(min(self.max_new_tokens, max(left, form.least)))
+
+
+def write_side_by_side(
+    backend: Backend, tokenizer: Tokenizer, requests: Sequence[Request], slots: int
+) -> Iterator[tuple[int, list[int], FinishReason]]:
+    """(number of the request, its tokens, why it ended), each as soon as it is complete; `slots` are written at a time.
+
+    Raises TwinGPTError if a structured answer has no room for its form.
+    """
+    from twingpt.answer_form import AnswerForm
+
+    form = AnswerForm(tokenizer) if any(request.structured for request in requests) else None
+    batcher = Batcher(backend, min(slots, max(1, len(requests))))
+    stop = stop_tokens(tokenizer)
+    numbers: dict[int, int] = {}
+    for number, request in enumerate(requests):
+        constraint = request.constraint(form, backend.spec.block_size)
+        handle = batcher.add(request.prompt, request.sampling, request.max_new_tokens, stop, constraint)
+        numbers[handle] = number
+    tokens: dict[int, list[int]] = {handle: [] for handle in numbers}
+    while batcher:
+        for event in batcher.step():
+            if event.token is not None:
+                tokens[event.handle].append(event.token)
+            if event.finish_reason is not None:
+                yield numbers[event.handle], tokens.pop(event.handle), event.finish_reason
 
 
 def stop_tokens(tokenizer: Tokenizer) -> frozenset[int]:
@@ -78,6 +115,11 @@ def question_prompt(tokenizer: Tokenizer, question: str, doc: str | None, block_
 
     Raises TwinGPTError if it leaves no room for an answer: cutting it would lose the question.
     """
+    if doc is not None:
+        from twingpt.data.contacts import standardise
+
+        # As the documents of training are: contacts in their one form.
+        doc, _ = standardise(doc)
     ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
     if len(ids) >= block_size:
         what = "question" if doc is None else "question and document"
@@ -101,20 +143,36 @@ def load_tokenizer(run_dir: Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def with_contacts(text: str, sources: Iterable[str], store: ContactStore | None, *, fill_in: bool) -> str:
+def with_contacts(
+    text: str,
+    sources: Iterable[str],
+    store: ContactStore | None,
+    *,
+    fill_in: bool,
+    question: str | None = None,
+    doc: str | None = None,
+) -> str:
     """An answer whose telephone numbers can be trusted, or are marked.
 
-    sources: the question and the document that the answer was made from. fill_in: placeholders become the store's
-    values, and a number that stands in neither the sources nor the store is taken out; otherwise it is only marked.
+    sources: the question and the document that the answer was made from. fill_in: where it is known whose contacts are
+    asked for, the section of contacts holds exactly those: the document's (doc), else those that the store has of the
+    question's topic. Elsewhere placeholders become the store's values by the name before them. A number that stands in
+    neither the sources nor the store is taken out; without fill_in it is only marked.
     Raises TwinGPTError if there is nothing to fill in from.
     """
     from twingpt.data.contacts import fill, verify_numbers
     from twingpt.data.contacts.store import UNRESOLVED
 
     if fill_in:
-        if store is None:
+        if store is None and doc is None:
             raise TwinGPTError(f"--fill-contacts needs the {CONTACTS_FILE} that `prepare` made beside the checkpoints")
-        text = fill(text, store)
+        from twingpt.answer_contacts import known_contacts, with_contact_section
+
+        known = known_contacts(question, doc, store)
+        if known is not None:
+            text = with_contact_section(text, known)
+        if store is not None:
+            text = fill(text, store)
     for span in reversed(verify_numbers(text, sources, store)):
         replacement = UNRESOLVED if fill_in else span.text + UNVERIFIED
         text = text[: span.start] + replacement + text[span.end :]

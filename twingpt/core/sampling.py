@@ -38,19 +38,28 @@ class Sampling:
 
 
 def sample(
-    logits: NDArray[np.float32], sampling: Sampling, position: int, seen: NDArray[np.integer] | None = None
+    logits: NDArray[np.float32],
+    sampling: Sampling,
+    position: int,
+    seen: NDArray[np.integer] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> int:
     """The next token from logits [V].
 
     position: how many tokens this sequence has been given so far; with the seed it keys the random number, so a
     sequence does not depend on its neighbours in a batch.
     seen: tokens that the repetition penalty applies to.
+    allowed: bool [V], the only tokens that may be chosen; at least one. None = all.
     """
     scores = logits.astype(np.float64)
     if sampling.repetition_penalty != 1.0 and seen is not None and len(seen):
         unique = np.unique(seen)
         penalty = sampling.repetition_penalty
         scores[unique] = np.where(scores[unique] > 0, scores[unique] / penalty, scores[unique] * penalty)
+    if allowed is not None:
+        if not allowed.any():
+            raise ValueError("no token is allowed")
+        scores[~allowed] = -np.inf
     if sampling.temperature == 0.0:
         return int(scores.argmax())
 

@@ -30,7 +30,7 @@ STAGES: tuple[StageName, ...] = ("clean", "tokenizer", "samples", "pack")
 TOKENIZER_FILE, REPORT_FILE = "tokenizer.json", "report.json"
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-_VERSIONS: dict[StageName, int] = {"clean": 1, "tokenizer": 1, "samples": 1, "pack": 1}
+_VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 1, "pack": 1}
 # Validation text that fills some windows, in UTF-8 bytes a token of block_size.
 _VALIDATION_BYTES_A_TOKEN = 8
 

@@ -181,6 +181,17 @@ def _shuffled(items: list[str], seed: int, text: str) -> list[str]:
     return sorted(items, key=lambda item: hashlib.sha256(key + item.encode()).digest())
 
 
+def ways_to_ask(title: str) -> list[str]:
+    """What questions about a document of this title say of it: its topic, and the sentences that fit the topic."""
+    topic = title_topic(title)
+    shaped: list[str] = []
+    if topic.form == "noun":
+        for shape, patterns in SHAPED_PATTERNS:
+            if (match := shape.match(topic.text)) is not None:
+                shaped += [_inflected(pattern, **match.groupdict("")) for pattern in patterns]
+    return [topic.text, *shaped]
+
+
 def pattern_texts() -> list[str]:
     """The constant words of all patterns."""
     patterns = [*NOUN_PATTERNS, *WHEN_PATTERNS, *QUOTED_PATTERNS, *(p for _, group in SHAPED_PATTERNS for p in group)]

@@ -32,14 +32,17 @@ _LOOK_BACK = 4
 
 
 class PlaceFinder:
-    """Names for the contacts of one document, asked for in the order of the text."""
+    """Names for the contacts of one document, asked for in the order of the text.
+
+    title: the document's first line where it is short enough to be one, else "".
+    """
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
         self._last_line = -1
         self._last_end = 0
         self._last_name = ""
-        self._title = _title(lines)
+        self.title = _title(lines)
 
     def name(self, index: int, start: int, end: int) -> str:
         """The place of the contact whose value is lines[index][start:end]."""
@@ -66,7 +69,7 @@ class PlaceFinder:
             if len(text) <= 60 and line is self._lines[index - 1] and (last := _last_organisation(text)):
                 return last
             break
-        return self._title
+        return self.title
 
 
 def _title(lines: list[str]) -> str:

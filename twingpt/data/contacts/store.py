@@ -4,6 +4,7 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,21 +14,27 @@ from twingpt.data.contacts.labels import KINDS, PLACEHOLDER, Kind
 from twingpt.data.contacts.numbers import digits
 from twingpt.data.contacts.places import PlaceFinder
 from twingpt.data.contacts.text import Contact
+from twingpt.data.questions import NOUN_PATTERNS, QUOTED_PATTERNS, WHEN_PATTERNS, ways_to_ask
 
 UNRESOLVED = "(확인 필요)"
 
 _SCHEMA = """
 CREATE TABLE contact (
     id INTEGER PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL, original TEXT NOT NULL,
-    entity TEXT NOT NULL, name TEXT NOT NULL, ordinal INTEGER NOT NULL
+    entity TEXT NOT NULL, name TEXT NOT NULL, ordinal INTEGER NOT NULL, topic TEXT NOT NULL
 );
-CREATE UNIQUE INDEX contact_once ON contact (kind, value, entity, original, ordinal);
+CREATE UNIQUE INDEX contact_once ON contact (kind, value, entity, original, ordinal, topic);
 CREATE INDEX contact_name ON contact (name);
+CREATE INDEX contact_topic ON contact (topic);
+CREATE VIRTUAL TABLE topic USING fts5(title UNINDEXED, asked, tokenize='trigram');
 CREATE VIRTUAL TABLE place USING fts5(name, content='contact', content_rowid='id', tokenize='trigram');
 """
-_COLUMNS = "kind, value, original, entity, name, ordinal"
+_COLUMNS = "kind, value, original, entity, name, ordinal, topic"
 # The trigram index answers no query of fewer characters; two-syllable Korean words need a scan.
 _TRIGRAM = 3
+# How much of a topic a question has to name, and among how many topics that share words with it the one is looked for.
+_NAMED = 0.8
+_TOPICS = 200
 
 
 def _name(entity: str) -> str:
@@ -54,8 +61,11 @@ class ContactStore:
             db = sqlite3.connect(temporary)
             try:
                 db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = FULL;" + _SCHEMA)
-                rows = ((c.kind, c.value, c.original, c.entity, _name(c.entity), c.ordinal) for c in contacts)
-                db.executemany(f"INSERT OR IGNORE INTO contact ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", rows)
+                rows = ((c.kind, c.value, c.original, c.entity, _name(c.entity), c.ordinal, c.topic) for c in contacts)
+                db.executemany(f"INSERT OR IGNORE INTO contact ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+                titles = db.execute("SELECT topic FROM contact WHERE topic != '' GROUP BY topic ORDER BY min(id)")
+                asked = ((title, " ".join(_name(way) for way in ways_to_ask(title))) for (title,) in titles.fetchall())
+                db.executemany("INSERT INTO topic (title, asked) VALUES (?, ?)", asked)
                 db.execute("INSERT INTO place(place) VALUES ('rebuild')")
                 db.commit()
             finally:
@@ -76,6 +86,7 @@ class ContactStore:
         try:
             db.execute(f"SELECT {_COLUMNS} FROM contact LIMIT 1").fetchall()
             db.execute("SELECT rowid FROM place LIMIT 1").fetchall()
+            db.execute("SELECT title FROM topic LIMIT 1").fetchall()
         except sqlite3.Error as error:
             db.close()
             raise TwinGPTError(f"{path} is no contact store ({error}): run `twingpt prepare` again") from None
@@ -133,20 +144,67 @@ class ContactStore:
         )
         return rows if len({_name(row.entity) for row in rows}) == 1 else []
 
+    def of_topic(self, question: str) -> list[Contact]:
+        """Contacts of the document that a question is about, in the document's order.
+
+        It is the one whose topic the question names most of, and nearly all of. Empty where there is none or where
+        several fit equally, since a wrong number is worse than none.
+        """
+        key = _name(question)
+        grams = {key[i : i + _TRIGRAM] for i in range(len(key) - _TRIGRAM + 1)}
+        if not grams:
+            return []
+        rows = self._db.execute(
+            "SELECT title FROM topic WHERE asked MATCH ? ORDER BY rank LIMIT ?",
+            [" OR ".join(f'"{gram}"' for gram in sorted(grams)), _TOPICS],
+        )
+        fitting = [(*likeness, title) for (title,) in rows if (likeness := _likeness(key, title))[1] >= _NAMED]
+        fitting.sort(reverse=True)
+        if not fitting or (len(fitting) > 1 and fitting[0][:2] == fitting[1][:2]):
+            return []
+        return self.of_document(fitting[0][2])
+
+    def of_document(self, title: str) -> list[Contact]:
+        """Contacts of the documents of this very title, in their order."""
+        return self._contacts(f"SELECT {_COLUMNS} FROM contact WHERE topic = ? ORDER BY id", [title])
+
     def numbers(self) -> frozenset[str]:
         """The digits of every telephone number, as written."""
         rows = self._db.execute("SELECT DISTINCT value FROM contact WHERE kind IN ('TEL', 'FAX', 'KAKAO')")
         return frozenset(digits(value) for (value,) in rows if not re.search("[A-Za-z]", value) and digits(value))
 
     def _select(self, where: str, values: Sequence[str | int]) -> list[Contact]:
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM contact WHERE {where} ORDER BY length(name), id LIMIT ?",
-            values,
+        # The same contact in several documents is one here.
+        once = "GROUP BY kind, value, entity, original, ordinal"
+        return self._contacts(
+            f"SELECT {_COLUMNS} FROM contact WHERE {where} {once} ORDER BY length(name), min(id) LIMIT ?", values
         )
+
+    def _contacts(self, query: str, values: Sequence[str | int]) -> list[Contact]:
         return [
-            Contact(kind, value, original, -1, -1, entity, ordinal)
-            for kind, value, original, entity, _, ordinal in rows
+            Contact(kind, value, original, -1, -1, entity, ordinal, topic)
+            for kind, value, original, entity, _, ordinal, topic in self._db.execute(query, values)
         ]
+
+
+def _likeness(key: str, title: str) -> tuple[int, float]:
+    """How many pairs of characters a question shares with what is asked about a title, and what part of them that is.
+
+    Pairs that questions about anything have are left out.
+    """
+    asked = _pairs(key)
+    ways = [pairs for way in ways_to_ask(title) if (pairs := _pairs(_name(way)) - _common_pairs())]
+    return max(((len(pairs & asked), len(pairs & asked) / len(pairs)) for pairs in ways), default=(0, 0.0))
+
+
+def _pairs(key: str) -> set[str]:
+    return {key[i : i + 2] for i in range(len(key) - 1)}
+
+
+@cache
+def _common_pairs() -> frozenset[str]:
+    patterns = (*NOUN_PATTERNS, *WHEN_PATTERNS, *QUOTED_PATTERNS)
+    return frozenset(pair for text in patterns for part in re.split(r"\{\w+\}", text) for pair in _pairs(_name(part)))
 
 
 def fill(text: str, store: ContactStore) -> str:

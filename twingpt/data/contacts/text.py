@@ -27,6 +27,7 @@ class Contact:
     start, end: characters of `value` in the standardised document.
     entity: the name of the place it belongs to, "" where the document names none.
     ordinal: n of the placeholder [KIND_n]; equal values of a document share it.
+    topic: the title of its document, "" where it has none.
     """
 
     kind: Kind
@@ -36,6 +37,7 @@ class Contact:
     end: int
     entity: str = ""
     ordinal: int = 0
+    topic: str = ""
 
     @property
     def placeholder(self) -> str:
@@ -110,7 +112,7 @@ def _completed(lines: list[str], found: list[tuple[int, Contact]]) -> list[Conta
             given = L.PLACEHOLDER.fullmatch(contact.value)
             used[contact.kind] = used.get(contact.kind, 0) + 1
             ordinals[key] = int(given[2]) if given else used[contact.kind]
-        contacts.append(dataclasses.replace(contact, entity=entity, ordinal=ordinals[key]))
+        contacts.append(dataclasses.replace(contact, entity=entity, ordinal=ordinals[key], topic=places.title))
     return contacts
 
 
