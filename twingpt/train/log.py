@@ -23,6 +23,7 @@ class StepReport:
 
     loss: nats a counted token over all of them; grad_norm: of the last one, before clipping;
     tokens_per_second: tokens that went through the model, padding included, evaluations and saves left out.
+    memory: peak bytes on the device, or of the process on the CPU.
     """
 
     step: int
@@ -33,6 +34,7 @@ class StepReport:
     skipped: int
     samples: int
     tokens: int
+    memory: int
 
     def metrics(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

@@ -1,0 +1,79 @@
+"""`twingpt serve`: a run behind the OpenAI API, and the page."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from twingpt.core.errors import UsageError
+
+
+def serve(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run's folder, also of one that is still training; or one checkpoint.", metavar="RUN"),
+    ],
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="Engine: mps (PyTorch) or mlx.", show_default="the one installed")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "gpu", "cpu"], typer.Option(help="auto: Metal, else CUDA, else the CPU.")
+    ] = "auto",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this computer only with --api-key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on. 0: any free one.", min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TWINGPT_API_KEY",
+            help="Key that every request must carry: Authorization: Bearer KEY.",
+            show_default="none",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Another name that this server is reached by.", metavar="NAME")
+    ] = None,
+    slots: Annotated[int, typer.Option(help="Answers written side by side.", min=1, max=1024)] = 8,
+    queue: Annotated[int, typer.Option(help="Requests that may wait for a slot.", min=0)] = 128,
+    max_tokens: Annotated[
+        int, typer.Option(help="Longest answer that a request may ask for, in tokens.", min=1)
+    ] = 1024,
+    timeout: Annotated[float, typer.Option(help="Seconds from a request to its last token.", min=1)] = 600.0,
+    max_body: Annotated[int, typer.Option(help="Largest request, in KiB.", min=1)] = 1024,
+) -> None:
+    """Answer questions over the OpenAI API and on a page, and show the run as it trains."""
+    from twingpt.serve.service import Limits, open_service, require_packages
+
+    require_packages()
+    from rich.console import Console
+
+    from twingpt.serve.app import create_app
+    from twingpt.serve.run import bind, serve_forever
+    from twingpt.serve.security import Access, allowed_hosts, is_loopback
+
+    if api_key is not None and not api_key.strip():
+        raise UsageError("--api-key is empty")
+    if not is_loopback(host) and api_key is None:
+        raise UsageError(
+            f"--host {host} can be reached from other computers: give --api-key (or TWINGPT_API_KEY), "
+            "or listen on 127.0.0.1"
+        )
+    listening = bind(host, port)
+    limits = Limits(max_tokens=max_tokens, max_waiting=queue, seconds=timeout)
+    service = open_service(run, backend, device, slots=slots, limits=limits)
+    access = Access(hosts=allowed_hosts(host, allow_host or ()), api_key=api_key, max_body=max_body * 1024)
+    console = Console()
+    shown = f"[{host}]" if ":" in host else host
+    base = f"http://{shown}:{listening.getsockname()[1]}"
+    engine = service.model.engine
+    what = "no checkpoint yet" if engine is None else f"step {service.model.step}, {engine.name} on {engine.device}"
+    console.print(f"{service.name}: {what}", markup=False, highlight=False)
+    console.print(f"page    {base}/", markup=False, highlight=False)
+    console.print(f"API     {base}/v1   (model {service.name!r})", markup=False, highlight=False)
+    if not is_loopback(host):
+        console.print(
+            "warning: HTTP is not encrypted: beyond a network you trust, put a TLS proxy in front", markup=False
+        )
+    console.print("Ctrl-C ends it", highlight=False)
+    serve_forever(create_app(service, access), listening)

@@ -1,0 +1,241 @@
+"""What the API accepts and answers, in the shapes of the OpenAI API; what this model cannot do is refused by name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from twingpt.core.sampling import Sampling
+
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 200
+MAX_TOP_LOGPROBS = 20
+
+Text = Annotated[str, Field(max_length=200_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class TextFormat(_Strict):
+    type: Literal["text"]
+
+
+class _Generation(_Strict):
+    """What both kinds of request share. Beyond OpenAI's: top_k, min_p,
+    repetition_penalty, and how contacts are treated.
+    """
+
+    model: Annotated[str | None, Field(max_length=200)] = None
+    temperature: Annotated[float, Field(ge=0, le=5, description="0: always the likeliest token.")] = 0.8
+    top_p: Annotated[float, Field(gt=0, le=1, description="Choose among tokens of this probability together.")] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1_000_000, description="Choose among the K likeliest tokens. 0: off.")] = 50
+    min_p: Annotated[float, Field(ge=0, le=1, description="Drop tokens below this share of the likeliest.")] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10, description="Above 1 discourages repeating.")] = 1.0
+    seed: Annotated[int | None, Field(ge=-(2**63), le=2**63 - 1, description="The same seed, the same text.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    stop: (
+        Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
+        | list[Annotated[str, Field(max_length=MAX_STOP_LENGTH)]]
+        | None
+    ) = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int | None, Field(description="Only 1.")] = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, Any] | None = None
+    fill_contacts: Annotated[
+        bool, Field(description="Put real contacts for placeholders; take out numbers that nobody gave.")
+    ] = False
+    verify_contacts: Annotated[bool, Field(description="Mark numbers that neither prompt nor store holds.")] = False
+    annotate_contacts: Annotated[
+        bool, Field(description="Leave the text alone; say in `twingpt.contacts` where numbers stand.")
+    ] = False
+    # Accepted, since clients send them of their own accord, and without effect on one model on one machine.
+    user: Annotated[str | None, Field(max_length=200)] = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
+
+    @model_validator(mode="after")
+    def _only_what_exists(self) -> "_Generation":
+        if self.n not in (None, 1):
+            raise ValueError("n: this server gives one answer a request; send n=1, or several requests")
+        if self.frequency_penalty or self.presence_penalty:
+            raise ValueError("frequency_penalty and presence_penalty are not supported; use repetition_penalty")
+        if self.logit_bias:
+            raise ValueError("logit_bias is not supported")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream=true")
+        if len(self.stops) > MAX_STOPS:
+            raise ValueError(f"stop: at most {MAX_STOPS} sequences")
+        if self.fill_contacts and self.verify_contacts:
+            raise ValueError("give either fill_contacts or verify_contacts")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in given if text)
+
+    @property
+    def rewrites_contacts(self) -> bool:
+        return self.fill_contacts or self.verify_contacts
+
+    def sampling(self, seed: int) -> Sampling:
+        """seed: what is used where the request gives none."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=(seed if self.seed is None else self.seed) % 2**64,
+        )
+
+
+class CompletionRequest(_Generation):
+    """POST /v1/completions: text that the model writes on from."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _completion_only(self) -> "CompletionRequest":
+        if self.echo:
+            raise ValueError("echo is not supported")
+        if self.suffix:
+            raise ValueError("suffix is not supported")
+        if self.best_of not in (None, 1):
+            raise ValueError("best_of: only 1")
+        return self
+
+    @property
+    def text(self) -> str:
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def top_logprobs_wanted(self) -> int | None:
+        """Alternatives a token; None: no log-probabilities."""
+        return self.logprobs
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+    name: Annotated[str | None, Field(max_length=200)] = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(_Generation):
+    """POST /v1/chat/completions: the last user message is the question.
+
+    The document to answer from comes in `document`, or as the system message. The model was trained on single
+    questions: earlier turns are not read, and `twingpt.messages_not_read` says how many.
+    """
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    document: Annotated[str | None, Field(max_length=200_000)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    format: Annotated[Literal["answer"] | None, Field(description="Hold the answer to the trained form.")] = None
+    response_format: TextFormat | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any | None = None
+    functions: list[Any] | None = None
+    function_call: Any | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[str] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+
+    @model_validator(mode="after")
+    def _chat_only(self) -> "ChatRequest":
+        if self.tools or self.functions or self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("tools are not supported: the model was not trained to call any")
+        if self.modalities not in (None, [], ["text"]):
+            raise ValueError("modalities: only text")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("give either max_tokens or max_completion_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs=true")
+        if self.messages[-1].role != "user":
+            raise ValueError("messages: the last one must be the user's, it is the question")
+        if not self.question.strip():
+            raise ValueError("messages: the last one is empty")
+        if self.document is not None and self.system_text is not None:
+            raise ValueError("the document comes either in `document` or as the system message, not both")
+        return self
+
+    @property
+    def question(self) -> str:
+        return self.messages[-1].text
+
+    @property
+    def system_text(self) -> str | None:
+        texts = [message.text for message in self.messages if message.role in ("system", "developer")]
+        return "\n\n".join(text for text in texts if text.strip()) or None
+
+    @property
+    def doc(self) -> str | None:
+        """The document to answer from."""
+        return self.system_text if self.document is None else self.document.strip() or None
+
+    @property
+    def messages_not_read(self) -> int:
+        return sum(message.role in ("user", "assistant") for message in self.messages[:-1])
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def top_logprobs_wanted(self) -> int | None:
+        """Alternatives a token; None: no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """Every refusal, in OpenAI's shape."""
+
+    error: ErrorBody

@@ -1,0 +1,170 @@
+"""What the server serves: one run's model, tokenizer, contacts and folder, and the limits set for it."""
+
+import importlib.util
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twingpt.answer_form import SECTION_HEADS, AnswerForm
+from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend, installed_backends
+from twingpt.core.errors import TwinGPTError
+from twingpt.core.params import parameter_count
+from twingpt.core.spec import GPTSpec
+from twingpt.core.state import MODEL
+from twingpt.data.contacts import ContactStore
+from twingpt.data.tokenizer import Tokenizer
+from twingpt.generate import CONTACTS_FILE, load_tokenizer, open_contacts
+from twingpt.serve.run_view import RunView
+from twingpt.serve.worker import Worker
+from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, read_checkpoint
+
+READ_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """max_tokens: of one answer. max_waiting: requests beyond the slots. seconds: from arrival to the last token."""
+
+    max_tokens: int = 1024
+    max_waiting: int = 128
+    seconds: float = 600.0
+
+
+class Model:
+    """The engine and where its weights come from.
+
+    path: a run, of which the newest checkpoint counts whenever `open` is called, or one checkpoint.
+    """
+
+    def __init__(self, path: Path, backend: str, device: DeviceChoice) -> None:
+        if not path.is_dir():
+            raise TwinGPTError(f"{path} does not exist: train a run with `twingpt train --out {path}`")
+        self._fixed = (path / STATE_FILE).is_file()
+        self._path = path
+        self._backend, self._device = backend, device
+        self.run_dir = path.resolve().parent.parent if self._fixed else path.resolve()
+        self.engine: Backend | None = None
+        self.step: int | None = None
+
+    def open(self) -> Backend | None:
+        """The engine with the newest weights; None while the run has no checkpoint. Call it in the engine's thread."""
+        checkpoint = self._read()
+        if checkpoint is None:
+            return None
+        if self.engine is None or self.engine.spec != checkpoint.spec:
+            self.engine = None
+            self.engine = create_backend(self._backend, checkpoint.spec, EngineConfig(device=self._device))
+        self.engine.load_state({key: array for key, array in checkpoint.state.items() if key.startswith(MODEL)})
+        self.step = checkpoint.progress.step
+        return self.engine
+
+    def _read(self) -> Checkpoint | None:
+        if self._fixed:
+            return read_checkpoint(self._path)
+        damaged: list[str] = []
+        # A run in training may delete an old checkpoint while it is read; then there is a newer one.
+        for _ in range(READ_ATTEMPTS):
+            checkpoint, damaged = CheckpointStore(self.run_dir).load_latest()
+            if checkpoint is not None or not damaged:
+                return checkpoint
+        raise TwinGPTError(damaged[0])
+
+
+@dataclass(slots=True)
+class Service:
+    """Everything that the HTTP side asks of the rest."""
+
+    name: str
+    model: Model
+    worker: Worker
+    tokenizer: Tokenizer
+    view: RunView
+    limits: Limits
+    template: str | None
+    _form: AnswerForm | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def form(self) -> AnswerForm:
+        """The form of an answer over this tokenizer, made when it is first asked for."""
+        if self._form is None:
+            self._form = AnswerForm(self.tokenizer)
+        return self._form
+
+    @property
+    def has_contacts(self) -> bool:
+        return (self.model.run_dir / CONTACTS_FILE).is_file()
+
+    def contacts(self) -> ContactStore | None:
+        """Opened anew for each answer, since SQLite ties a connection to its thread; the caller closes it."""
+        return open_contacts(self.model.run_dir)
+
+    @property
+    def spec(self) -> GPTSpec | None:
+        """Of the loaded model, or of the one in training."""
+        if self.model.engine is not None:
+            return self.model.engine.spec
+        config = self.view.config()
+        return None if config is None else config.model
+
+    def describe(self) -> dict[str, Any]:
+        """What the page shows of the model, the server and the run."""
+        spec, engine, load = self.spec, self.model.engine, self.worker.load
+        return {
+            "name": self.name,
+            "spec": None if spec is None else asdict(spec),
+            "parameters": None if spec is None else parameter_count(spec),
+            "backend": None if engine is None else engine.name,
+            "device": None if engine is None else engine.device,
+            "loaded_step": self.model.step,
+            "template": self.template,
+            "contacts": self.has_contacts,
+            "heads": SECTION_HEADS,
+            "max_tokens": self.limits.max_tokens,
+            "slots": self.worker.slots,
+            "active": load.active,
+            "waiting": load.waiting,
+            **self.view.describe(),
+        }
+
+
+def open_service(
+    path: Path, backend: str | None, device: DeviceChoice, *, slots: int = 8, limits: Limits | None = None
+) -> Service:
+    """Load the model and start its worker. Raises TwinGPTError if there is nothing to serve."""
+    if backend is None:
+        installed = installed_backends()
+        if not installed:
+            raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+        backend = installed[-1]
+    limits = limits or Limits()
+    model = Model(path, backend, device)
+    tokenizer = load_tokenizer(model.run_dir)
+    view = RunView(model.run_dir)
+    if view.newest_step() is None and view.config() is None:
+        raise TwinGPTError(f"{path} is no run: it has neither a checkpoint nor a config.toml")
+    worker = Worker(model.open, slots=slots, max_waiting=limits.max_waiting)
+    worker.start()
+    return Service(
+        name=model.run_dir.name,
+        model=model,
+        worker=worker,
+        tokenizer=tokenizer,
+        view=view,
+        limits=limits,
+        template=view.template(),
+    )
+
+
+def require_packages() -> None:
+    """Raises TwinGPTError if what `serve` alone needs is not installed."""
+    missing = [name for name in ("fastapi", "uvicorn", "uplot") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TwinGPTError(f"serve needs {', '.join(missing)}: pip install 'twingpt[serve]'")
+
+
+def new_seed() -> int:
+    """For a request that gives none."""
+    return secrets.randbits(31)

@@ -1,0 +1,293 @@
+// The conversation: a question goes out, the answer comes in piece by piece, and its numbers are verified or marked.
+
+import { events } from "./api.js";
+import { number, onLanguage, t } from "./i18n.js";
+
+const EXAMPLES = [
+  "여권을 잃어버렸을 때 해야 할 일 정리해줘",
+  "비자 연장은 어떻게 하나요?",
+  "밤에 아이가 열이 나면 어디로 가야 해?",
+  "집을 구할 때 확인할 것을 알려줘",
+];
+const DEFAULTS = { temperature: 0.8, "top-p": 1, "max-tokens": 400 };
+
+const $ = (id) => document.getElementById(id);
+let info = null;
+let running = null;
+
+export function startAsk() {
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (running) running.abort();
+    else submit();
+  });
+  $("question").addEventListener("keydown", onKey);
+  $("question").addEventListener("input", grow);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && running) running.abort();
+  });
+  for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", showMode);
+  for (const id of Object.keys(DEFAULTS)) $(id).addEventListener("input", () => showSetting(id));
+  $("reset").addEventListener("click", () => {
+    for (const [id, value] of Object.entries(DEFAULTS)) $(id).value = value;
+    $("seed").value = "";
+    $("form-choice").checked = false;
+    showSettings();
+  });
+  for (const text of EXAMPLES) $("examples").append(chip(text));
+  $("settings").open = matchMedia("(min-width: 960px)").matches;
+  showSettings();
+  onLanguage(show);
+}
+
+/** What /api/run says; called again whenever it changes. */
+export function describeModel(described) {
+  info = described;
+  const limit = $("max-tokens");
+  if (Number(limit.max) !== info.max_tokens) limit.max = info.max_tokens;
+  const plain = info.template === "plain";
+  const ask = document.querySelector("input[name=mode][value=ask]");
+  ask.disabled = plain;
+  if (plain && ask.checked) document.querySelector("input[name=mode][value=write]").checked = true;
+  const fill = document.querySelector("input[name=contacts][value=fill]");
+  fill.disabled = !info.contacts;
+  show();
+}
+
+function show() {
+  showMode();
+  showSettings();
+  if (!info) return;
+  $("welcome-model").textContent = info.loaded_step === null
+    ? t("welcome.none")
+    : t("welcome.model", {
+        layers: info.spec.n_layer,
+        width: info.spec.n_embd,
+        parameters: number(info.parameters),
+        backend: info.backend,
+        device: info.device,
+      });
+  $("contacts-note").textContent = t(info.contacts ? "contacts.store" : "contacts.nostore");
+  const facts = {
+    "facts.model": info.name,
+    "facts.step": info.loaded_step === null ? "–" : number(info.loaded_step),
+    "facts.context": t("facts.context.value", { n: number(info.spec.block_size) }),
+    "facts.engine": `${info.backend} · ${info.device}`,
+    "facts.load": t("facts.load.value", info),
+  };
+  $("facts").replaceChildren(...Object.entries(facts).map(([key, value]) => fact(t(key), value)));
+}
+
+function fact(name, value) {
+  const row = document.createElement("div");
+  row.append(element("dt", name), element("dd", value));
+  return row;
+}
+
+function chip(text) {
+  const button = element("button", text, "chip");
+  button.type = "button";
+  button.lang = "ko";
+  button.addEventListener("click", () => {
+    if (running) return;
+    $("question").value = text;
+    submit();
+  });
+  return button;
+}
+
+function mode() {
+  return document.querySelector("input[name=mode]:checked").value;
+}
+
+function showMode() {
+  const write = mode() === "write";
+  $("question").placeholder = t(write ? "write.placeholder" : "ask.placeholder");
+  $("document-box").hidden = write;
+  $("form-field").hidden = write;
+  $("examples").hidden = info?.template === "plain";
+  if (info?.template === "plain") $("announce").textContent = t("mode.plain");
+}
+
+function showSettings() {
+  for (const id of Object.keys(DEFAULTS)) showSetting(id);
+}
+
+function showSetting(id) {
+  const value = Number($(id).value);
+  document.querySelector(`output[for=${id}]`).textContent = id === "max-tokens" ? number(value) : number(value, 2);
+}
+
+function onKey(event) {
+  // While Hangul is being composed, Enter ends the syllable and not the question.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+  event.preventDefault();
+  if (!running) submit();
+}
+
+function grow() {
+  const area = $("question");
+  area.style.height = "auto";
+  area.style.height = `${Math.min(area.scrollHeight, 220)}px`;
+}
+
+function submit() {
+  const text = $("question").value.trim();
+  if (!text) return;
+  const asked = { mode: mode(), text, document: $("document").value.trim() };
+  $("question").value = "";
+  grow();
+  answer(asked);
+}
+
+function requestFor({ mode, text, document: doc }) {
+  const body = {
+    temperature: Number($("temperature").value),
+    top_p: Number($("top-p").value),
+    max_tokens: Number($("max-tokens").value),
+    stream: true,
+    stream_options: { include_usage: true },
+  };
+  if ($("seed").value !== "") body.seed = Number($("seed").value);
+  body[document.querySelector("input[name=contacts]:checked").value + "_contacts"] = true;
+  if (mode === "write") return ["/v1/completions", { ...body, prompt: text }];
+  if (doc) body.document = doc;
+  if ($("form-choice").checked) body.format = "answer";
+  return ["/v1/chat/completions", { ...body, messages: [{ role: "user", content: text }] }];
+}
+
+async function answer(asked) {
+  const entry = newEntry(asked);
+  const [path, body] = requestFor(asked);
+  running = new AbortController();
+  document.body.classList.add("answering");
+  const following = follower();
+  const said = { text: asked.mode === "write" ? asked.text : "", tokens: 0, started: 0, finish: null, extra: null };
+  const given = said.text.length;
+  try {
+    for await (const event of events(path, body, running.signal)) {
+      const choice = event.choices?.[0];
+      const piece = choice?.delta?.content ?? choice?.text ?? "";
+      if (piece && !said.started) {
+        said.started = performance.now();
+        entry.status.remove();
+      }
+      if (piece) {
+        said.text += piece;
+        entry.text.append(piece);
+      }
+      if (choice?.finish_reason) said.finish = choice.finish_reason;
+      if (event.twingpt) said.extra = { ...said.extra, ...event.twingpt };
+      if (event.usage) said.tokens = event.usage.completion_tokens;
+      following();
+    }
+    if (said.text.length === given) entry.body.append(element("p", t("answer.empty"), "aside"));
+    $("announce").textContent = t("answer.done");
+  } catch (error) {
+    const stopped = error.name === "AbortError";
+    entry.body.append(element("p", stopped ? t("answer.stopped") : error.message, stopped ? "aside" : "error"));
+    $("announce").textContent = stopped ? t("answer.stopped") : error.message;
+  }
+  running = null;
+  document.body.classList.remove("answering");
+  finish(entry, asked, said, given);
+  following();
+}
+
+function newEntry(asked) {
+  $("welcome").hidden = true;
+  const entry = element("article", "", "entry");
+  const question = element("h2", asked.text, asked.mode === "write" ? "asked opening" : "asked");
+  if (asked.mode !== "write" && asked.document) question.append(element("span", asked.document, "given"));
+  const body = element("div", "", "answer live");
+  const text = element("div", asked.mode === "write" ? asked.text : "", "text");
+  text.lang = "ko";
+  const status = element("p", t("answer.waiting"), "aside waiting");
+  body.setAttribute("aria-busy", "true");
+  body.append(text, status);
+  if (asked.mode !== "write") entry.append(question);
+  entry.append(body);
+  $("thread").append(entry);
+  entry.scrollIntoView({ block: "start" });
+  return { entry, body, text, status };
+}
+
+function finish(entry, asked, said, given) {
+  entry.body.classList.remove("live");
+  entry.body.setAttribute("aria-busy", "false");
+  entry.status.remove();
+  const spans = said.extra?.contacts ?? [];
+  entry.text.replaceChildren(said.text.slice(0, given), ...marked(said.text.slice(given), spans));
+  const meta = element("div", "", "meta");
+  const parts = [];
+  if (said.tokens) {
+    const seconds = (performance.now() - said.started) / 1000;
+    const rate = said.tokens > 1 ? (said.tokens - 1) / Math.max(seconds, 0.001) : 0;
+    parts.push(t("answer.meta", { tokens: number(said.tokens), rate: number(rate), seed: said.extra?.seed ?? "–" }));
+  }
+  if (said.finish === "length") parts.push(t("answer.length"));
+  if (spans.length) {
+    const good = spans.filter((span) => span.verified).length;
+    parts.push(t("contacts.count", { good, bad: spans.length - good }));
+  }
+  meta.append(element("span", parts.join(" · ")));
+  const copy = element("button", t("answer.copy"), "quiet");
+  copy.addEventListener("click", async () => {
+    await navigator.clipboard?.writeText(said.text);
+    copy.textContent = t("answer.copied");
+  });
+  const again = element("button", t("answer.again"), "quiet");
+  again.addEventListener("click", () => running || answer(asked));
+  meta.append(copy, again);
+  entry.body.append(meta);
+}
+
+/** An answer as nodes: section heads stand out, numbers are marked. The server counts in code points. */
+function marked(text, spans) {
+  const points = [...text];
+  const nodes = [];
+  let at = 0;
+  for (const span of [...spans, ...heads(points)].sort((a, b) => a.start - b.start)) {
+    nodes.push(points.slice(at, span.start).join(""));
+    const found = points.slice(span.start, span.end).join("");
+    nodes.push(span.head ? element("strong", found, "head") : numberMark(found, span.verified));
+    at = span.end;
+  }
+  nodes.push(points.slice(at).join(""));
+  return nodes;
+}
+
+function numberMark(text, verified) {
+  const mark = element("mark", text, verified ? "good" : "bad");
+  mark.title = t(verified ? "contacts.verified" : "contacts.unverified");
+  mark.append(element("span", `(${mark.title})`, "unseen"));
+  return mark;
+}
+
+/** Where the lines begin that open a section of the form the model was trained on. */
+function heads(points) {
+  const found = [];
+  let start = 0;
+  for (const line of points.join("").split("\n")) {
+    const head = info.heads.find((one) => line.startsWith(one));
+    if (head) found.push({ start, end: start + [...head].length, head: true });
+    start += [...line].length + 1;
+  }
+  return found;
+}
+
+/** Keeps the end of the answer in sight, unless the reader has scrolled away from it. */
+function follower() {
+  return () => {
+    const bottom = document.documentElement.scrollHeight - innerHeight - scrollY;
+    if (bottom < 160) scrollTo({ top: document.documentElement.scrollHeight });
+  };
+}
+
+export function element(tag, text = "", className = "") {
+  const made = document.createElement(tag);
+  if (text) made.textContent = text;
+  if (className) made.className = className;
+  if (tag === "button") made.type = "button";
+  return made;
+}

@@ -1,0 +1,295 @@
+"""The one thread that owns the engine: jobs come in over a queue, their text goes out by callbacks.
+
+An MLX stream belongs to the thread that made it, and one thread is also what decoding in batches wants.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+from twingpt.batching import Batcher, Constraint, Event
+from twingpt.core.backend import Backend
+from twingpt.core.errors import TwinGPTError
+from twingpt.core.sampling import Sampling
+from twingpt.serve.writer import AnswerWriter, Piece
+
+logger = logging.getLogger(__name__)
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """reason: None where `problem` says why there is no answer. tokens: written, stop tokens left out."""
+
+    reason: Finish | None
+    tokens: int
+    problem: str | None = None
+
+
+Update = Piece | Finished
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One text to write.
+
+    client: whose turn it takes in the queue. emit: gets each Piece and at last one Finished, in the engine's thread;
+    it must not block. deadline: on time.monotonic().
+    """
+
+    prompt: list[int]
+    sampling: Sampling
+    max_tokens: int
+    stop: frozenset[int]
+    writer: AnswerWriter
+    client: str
+    deadline: float
+    emit: Callable[[Update], None]
+    top_logprobs: int | None = None
+    constraint: Constraint | None = None
+    written: int = 0
+    handle: int | None = None
+    ended: bool = False
+
+
+class QueueFullError(Exception):
+    """More jobs wait than the server wants to promise."""
+
+
+class FairQueue:
+    """Waiting jobs, one of each client in turn, however many a client has."""
+
+    def __init__(self) -> None:
+        self._by_client: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, job: Job) -> None:
+        self._by_client.setdefault(job.client, deque()).append(job)
+        self._count += 1
+
+    def pop(self) -> Job:
+        client, jobs = next(iter(self._by_client.items()))
+        job = jobs.popleft()
+        self._count -= 1
+        if jobs:
+            self._by_client.move_to_end(client)
+        else:
+            del self._by_client[client]
+        return job
+
+    def discard(self, job: Job) -> None:
+        jobs = self._by_client.get(job.client)
+        if jobs is not None and job in jobs:
+            jobs.remove(job)
+            self._count -= 1
+            if not jobs:
+                del self._by_client[job.client]
+
+    def overdue(self, now: float) -> list[Job]:
+        return [job for jobs in self._by_client.values() for job in jobs if job.deadline <= now]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    active: int
+    waiting: int
+
+
+@dataclass(slots=True)
+class _Reload:
+    done: "Future[None]" = field(default_factory=Future)
+
+
+class Worker:
+    """open_engine: makes the engine with its newest weights, or None while there is no checkpoint to load.
+
+    It is called in the worker's thread, at the start and for every reload, which waits for the answers under way.
+    """
+
+    def __init__(self, open_engine: Callable[[], Backend | None], *, slots: int, max_waiting: int) -> None:
+        self.slots = slots
+        self._max_waiting = max_waiting
+        self._open_engine = open_engine
+        self._inbox: queue.SimpleQueue[Job | _Reload | tuple[Job] | None] = queue.SimpleQueue()
+        self._admitted = threading.Semaphore(slots + max_waiting)
+        self._waiting = FairQueue()
+        self._live: dict[int, Job] = {}
+        self._batcher: Batcher | None = None
+        self._reloads: deque[_Reload] = deque()
+        self._stopping = False
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Returns when the model is loaded; raises what loading it raised."""
+        self._thread.start()
+        self._started.result()
+
+    def stop(self) -> None:
+        """Ends every answer and the thread."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    @property
+    def ready(self) -> bool:
+        """A model is loaded."""
+        return self._batcher is not None
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self._live), len(self._waiting))
+
+    def submit(self, job: Job) -> None:
+        """Raises QueueFullError. Callable from any thread, as are cancel and reload."""
+        if not self._admitted.acquire(blocking=False):
+            raise QueueFullError
+        self._inbox.put(job)
+
+    def cancel(self, job: Job) -> None:
+        """Nobody wants the rest: the job's slot goes to the next. It emits no more; an ended job is left alone."""
+        self._inbox.put((job,))
+
+    def reload(self) -> "Future[None]":
+        """Load the newest weights when the answers under way are complete; those that wait get the new ones."""
+        request = _Reload()
+        self._inbox.put(request)
+        return request.done
+
+    def _run(self) -> None:
+        try:
+            self._open()
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        while not self._stopping:
+            self._read_inbox(block=not self._live and not self._waiting)
+            self._expire()
+            if self._reloads and not self._live:
+                self._reload()
+            self._admit()
+            if self._live:
+                self._step()
+        self._fail_all("the server is shutting down")
+        for request in self._reloads:
+            request.done.cancel()
+
+    def _open(self) -> None:
+        # The old cache and weights go first: two models at once may not fit.
+        self._batcher = None
+        engine = self._open_engine()
+        self._batcher = None if engine is None else Batcher(engine, self.slots)
+
+    def _read_inbox(self, block: bool) -> None:
+        while True:
+            try:
+                message = self._inbox.get(block=block)
+            except queue.Empty:
+                return
+            block = False
+            if message is None:
+                self._stopping = True
+            elif isinstance(message, Job):
+                self._waiting.push(message)
+            elif isinstance(message, _Reload):
+                self._reloads.append(message)
+            else:
+                self._drop(message[0])
+
+    def _drop(self, job: Job) -> None:
+        if not job.ended:
+            self._release(job)
+
+    def _release(self, job: Job) -> None:
+        """Take a job out of wherever it stands, and let the next one in."""
+        job.ended = True
+        self._admitted.release()
+        if job.handle is None:
+            self._waiting.discard(job)
+        else:
+            self._live.pop(job.handle, None)
+            if self._batcher is not None:
+                self._batcher.remove(job.handle)
+
+    def _end(self, job: Job, reason: Finish | None, problem: str | None = None) -> None:
+        self._release(job)
+        if problem is None and (piece := job.writer.finish()) is not None:
+            job.emit(piece)
+        job.emit(Finished(reason, job.written, problem))
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        overdue = self._waiting.overdue(now) + [job for job in self._live.values() if job.deadline <= now]
+        for job in overdue:
+            self._end(job, None, "the time limit of this server was reached before the answer was complete")
+
+    def _reload(self) -> None:
+        requests, self._reloads = self._reloads, deque()
+        problem: Exception | None = None
+        try:
+            self._open()
+        except Exception as error:
+            problem = error
+            logger.exception("the checkpoint could not be loaded")
+        for request in requests:
+            if problem is None:
+                request.done.set_result(None)
+            else:
+                request.done.set_exception(problem)
+
+    def _admit(self) -> None:
+        """Fill the free slots. While a reload waits for the live jobs to end, no new one starts."""
+        while self._waiting and len(self._live) < self.slots and not self._reloads:
+            job = self._waiting.pop()
+            if self._batcher is None:
+                self._end(job, None, "no model is loaded: the run has no checkpoint yet")
+                continue
+            try:
+                job.handle = self._batcher.add(
+                    job.prompt, job.sampling, job.max_tokens, job.stop, job.constraint, top_logprobs=job.top_logprobs
+                )
+            except TwinGPTError as error:
+                self._end(job, None, str(error))
+                continue
+            self._live[job.handle] = job
+
+    def _step(self) -> None:
+        assert self._batcher is not None
+        try:
+            events = self._batcher.step()
+        except Exception as error:
+            # What the cache holds now is unknown: those under way cannot go on, those that wait can, with a new one.
+            logger.exception("the engine failed")
+            backend, self._batcher = self._batcher.backend, None
+            for job in list(self._live.values()):
+                self._end(job, None, f"the engine failed: {str(error) or type(error).__name__}")
+            self._batcher = Batcher(backend, self.slots)
+            return
+        for event in events:
+            self._pass_on(self._live[event.handle], event)
+
+    def _pass_on(self, job: Job, event: Event) -> None:
+        if event.token is not None:
+            job.written += 1
+            if (piece := job.writer.push(event.token, event.logprobs)) is not None:
+                job.emit(piece)
+        if job.writer.stopped:
+            self._end(job, "stop")
+        elif event.finish_reason is not None:
+            self._end(job, event.finish_reason)
+
+    def _fail_all(self, problem: str) -> None:
+        for job in list(self._live.values()):
+            self._end(job, None, problem)
+        while self._waiting:
+            self._end(self._waiting.pop(), None, problem)
