@@ -18,7 +18,13 @@ ALLOWED = {
     "backends": {"core", "backends"},
     "doctor": {"core", "backends", "parity", "doctor"},
     "train": {"core", "data", "weights", "train", "generate", "doctor"},
-    "generate": {"core", "data"},
+    "bench": {"core", "backends", "weights", "doctor", "train", "bench"},
+    "batching": {"core"},
+    "answer_form": {"core", "data"},
+    "answer_contacts": {"core", "data", "answer_form"},
+    "generate": {"core", "data", "batching", "answer_form", "answer_contacts"},
+    "evaluate": {"core", "data", "answer_form", "generate", "evaluate"},
+    "serve": {"core", "data", "weights", "train", "batching", "answer_form", "generate", "serve"},
 }
 FRAMEWORKS = {"torch": "torch_mps", "mlx": "mlx"}
 

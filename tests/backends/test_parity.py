@@ -10,13 +10,26 @@ from twingpt.core.backend import Backend, create_backend
 from twingpt.core.spec import GPTSpec
 
 
+EXPRESSIBLE = {
+    "seed style",
+    "gpt2 style",
+    "no biases",
+    "llama style",
+    "llama style, tied, grouped",
+    "qwen3 style",
+    "qwen3 style, wide heads",
+    "squared ReLU",
+}
+"""Specs for which transformers has a model."""
+
+
 @pytest.mark.parametrize("label", parity.SPECS)
 def test_every_rung_holds(label: str) -> None:
     spec = parity.SPECS[label]
     rungs = list(parity.climb(label, spec, parity.perturbed(spec), "cpu"))
     assert [rung for rung in rungs if not rung.passed] == []
     assert {rung.number for rung in rungs} == {1, 2, 3, 4, 5, 7}
-    assert sum("Hugging Face" in rung.name for rung in rungs) == 2
+    assert sum("Hugging Face" in rung.name for rung in rungs) == (2 if label in EXPRESSIBLE else 0)
 
 
 @pytest.fixture

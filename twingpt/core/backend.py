@@ -54,7 +54,7 @@ class EngineConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     grad_clip: float = 1.0
-    loss_chunk: int = 512
+    loss_chunk: int = 256
     activation_checkpointing: bool = False
     seed: int = 0
 

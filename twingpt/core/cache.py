@@ -17,6 +17,12 @@ def attention_span(length: int, capacity: int) -> int:
     return min(capacity, -(-length // BUCKET) * BUCKET)
 
 
+def slot_run(slots: list[int]) -> slice | None:
+    """The slots as a slice where they follow each other, which an engine can read in place; else None."""
+    first = slots[0]
+    return slice(first, first + len(slots)) if slots == list(range(first, first + len(slots))) else None
+
+
 def prefill_plan(tokens: Array, capacity: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(tokens padded to a bucket [T'], positions [1, T']).
 

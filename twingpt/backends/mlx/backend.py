@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from twingpt.backends.mlx.model import GPT, CacheView, KVCache
 from twingpt.backends.mlx.step import Moments, clip_and_update, create_optimizer, eval_loss_sum, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
-from twingpt.core.cache import attention_span, decode_plan, prefill_plan
+from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
@@ -132,7 +132,7 @@ class MLXBackend:
     @on_device
     def prefill(self, cache: KVCache, slot: int, tokens: Array) -> NDArray[np.float32]:
         padded, positions = prefill_plan(tokens, cache.capacity)
-        view = CacheView(cache, mx.array([slot]), mx.array(positions), 0, None)
+        view = CacheView(cache, mx.array([slot]), mx.array(positions), 0, None, None)
         logits = self._cached_logits(padded[None], view, last=len(tokens) - 1)
         cache.lengths[slot] = len(tokens)
         return logits[0]
@@ -142,7 +142,7 @@ class MLXBackend:
         lengths = [cache.lengths[slot] for slot in slots]
         span = attention_span(max(lengths) + 1, cache.capacity)
         positions, mask = decode_plan(lengths, span)
-        view = CacheView(cache, mx.array(slots), mx.array(positions), span, mx.array(mask))
+        view = CacheView(cache, mx.array(slots), mx.array(positions), span, mx.array(mask), slot_run(slots))
         logits = self._cached_logits(np.asarray(tokens)[:, None], view, last=0)
         for slot in slots:
             cache.lengths[slot] += 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache, causal_flag_leaks
 from twingpt.backends.torch_mps.step import Optimizer, clip_and_update, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
-from twingpt.core.cache import attention_span, decode_plan, prefill_plan
+from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
@@ -128,7 +128,7 @@ class TorchBackend:
 
     def prefill(self, cache: KVCache, slot: int, tokens: Array) -> NDArray[np.float32]:
         padded, positions = prefill_plan(tokens, cache.capacity)
-        view = CacheView(cache, self._to_device(np.array([slot])), self._to_device(positions), 0, None)
+        view = CacheView(cache, self._to_device(np.array([slot])), self._to_device(positions), 0, None, None)
         logits = self._cached_logits(padded[None], view, last=len(tokens) - 1)
         cache.lengths[slot] = len(tokens)
         return logits[0]
@@ -143,6 +143,7 @@ class TorchBackend:
             self._to_device(positions),
             span,
             torch.from_numpy(mask).to(self._device),
+            slot_run(slots),
         )
         logits = self._cached_logits(np.asarray(tokens)[:, None], view, last=0)
         for slot in slots:

@@ -37,13 +37,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 counted = target >= 0
                 target = target.clamp(min=0)
                 logits = F.linear(h, w).float()
-                log_z = torch.logsumexp(logits, dim=1, keepdim=True)
-                loss += torch.where(counted, log_z - logits.gather(1, target), 0.0).sum()
+                own = logits.gather(1, target)
+                # One exponential serves the loss and the gradient.
+                highest = logits.amax(dim=1, keepdim=True)
+                exponentials = logits.sub_(highest).exp_()
+                z = exponentials.sum(dim=1, keepdim=True)
+                loss += torch.where(counted, z.log() + highest - own, 0.0).sum()
                 if grad_hidden is None or grad_weight is None:
                     continue
-                grad_logits = logits.sub_(log_z).exp_()
-                grad_logits.scatter_add_(1, target, torch.full_like(log_z, -1.0))
-                grad_logits.mul_(counted)
+                grad_logits = exponentials.mul_(counted / z)
+                grad_logits.scatter_add_(1, target, -counted.float())
                 g = grad_logits.to(dtype)
                 grad_hidden[start : start + chunk] = g @ w
                 if dtype == weight.dtype:
