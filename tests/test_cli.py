@@ -101,7 +101,20 @@ def test_eval_as_a_table(cli: Cli, trained: Path, plain_data: Path) -> None:
 
 def test_version_and_help(cli: Cli) -> None:
     assert cli("--version")[1].startswith("twingpt ")
-    commands = ("prepare", "train", "generate", "eval", "convert", "parity", "demo", "doctor", "data")
+    commands = [
+        "prepare",
+        "data",
+        "train",
+        "generate",
+        "eval",
+        "convert",
+        "parity",
+        "bench",
+        "tune",
+        "serve",
+        "demo",
+        "doctor",
+    ]
     out = cli("--help")[1]
     assert all(command in out for command in commands)
     for command in commands:
@@ -130,8 +143,8 @@ def mistakes(data: Path, run: Path, tmp: Path) -> dict[str, tuple[list[Any], int
         "run is there": (["train", "--out", run, "--data", data], 2, ["--resume"]),
         "generate from nothing": (["generate", tmp / "none", "--prompt", "x"], 1, ["none", "does not exist"]),
         "generate from an empty folder": (["generate", tmp, "--prompt", "x"], 1, ["holds no checkpoint"]),
-        "neither prompt nor question": (["generate", run], 2, ["--prompt or --question"]),
-        "both": (["generate", run, "--prompt", "x", "--question", "y"], 2, ["either"]),
+        "neither prompt nor question": (["generate", run], 2, ["one of --prompt, --question"]),
+        "both": (["generate", run, "--prompt", "x", "--question", "y"], 2, ["one of --prompt, --question"]),
         "doc without question": (["generate", run, "--prompt", "x", "--doc", tmp / "notes.txt"], 2, ["--doc"]),
         "doc missing": (["generate", run, "--question", "x", "--doc", tmp / "none"], 1, ["none"]),
         "doc not UTF-8": (["generate", run, "--question", "x", "--doc", tmp / "latin.txt"], 1, ["latin.txt", "UTF-8"]),
@@ -222,6 +235,34 @@ def test_a_reader_that_goes_away_is_no_error(trained: Path) -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert result.stderr == ""
     assert result.stdout.strip() in ("0", "1")
+
+
+# Stands in for PyTorch, which reads the variable when it is imported.
+TORCH = """
+import os, pathlib
+
+pathlib.Path(os.environ["TOLD"]).write_text(os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "not set"))
+raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(("option", "told"), [([], "not set"), (["--mps-fallback"], "1")])
+def test_the_fallback_to_the_cpu_is_set_before_torch_and_only_when_asked_for(
+    tmp_path: Path, plain_data: Path, option: list[str], told: str
+) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(TORCH)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_ENABLE_MPS_FALLBACK"}
+    args = ["train", "--data", plain_data, "--out", tmp_path / "run", "--backend", "mps", *TINY, *option]
+    result = subprocess.run(
+        [sys.executable, "-m", "twingpt", *map(str, args)],
+        env={**environment, "PYTHONPATH": path, "TOLD": str(tmp_path / "told")},
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 3, result.stderr
+    assert (tmp_path / "told").read_text() == told
 
 
 def test_json_of_train_is_json(cli: Cli, tmp_path: Path, plain_data: Path) -> None:

@@ -1,25 +1,20 @@
 """`twingpt demo`: the whole way on the example text, in minutes, through both engines."""
 
-import multiprocessing
-import time
-from concurrent.futures import ProcessPoolExecutor
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
-from twingpt.core.backend import DeviceChoice, create_backend, installed_backends
-from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.core.init import initial_weights
+from twingpt.core.backend import DeviceChoice, EngineConfig, create_backend, installed_backends
+from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
-from twingpt.core.state import MODEL as MODEL_PREFIX
 from twingpt.data.manifest import Manifest
 from twingpt.data.pipeline import PrepareSettings, prepare
 from twingpt.generate import load_tokenizer, question_prompt, stream_text
 from twingpt.train.config import RunConfig, make_config
-from twingpt.train.run import run_shown
-from twingpt.train.session import TrainRequest, open_session
+from twingpt.train.probe import probe
+from twingpt.train.restart import supervise
+from twingpt.weights.checkpoint import find_checkpoint, read_checkpoint
 
 PRESET = "tiny"
 VOCAB_SIZE = 3000
@@ -27,6 +22,7 @@ VOCAB_SIZE = 3000
 # demonstration can show. It is no recipe for a real text.
 MODEL = {"dropout": 0.0}
 TRAIN = {"batch_size": 2, "learning_rate": 3e-3, "min_learning_rate": 3e-4, "log_every": 50}
+MEASURED_STEPS = 20
 RELAY_STEPS = 10
 QUESTION = "여권을 잃어버렸을 때 해야 할 일 정리해줘"
 
@@ -37,8 +33,9 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     Raises UsageError if `out` holds a run already, TwinGPTError if no engine is installed.
     """
     console = Console()
-    if (out / "run").exists():
-        raise UsageError(f"{out / 'run'} exists: delete it, or choose another --out")
+    run = out / "run"
+    if run.exists():
+        raise UsageError(f"{run} exists: delete it, or choose another --out")
     engines = installed_backends()
     if not engines:
         raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
@@ -57,59 +54,48 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
         train=TRAIN,
         data="",
     )
-    speeds = {name: _alone(name, config, device) for name in ([backend] if backend else engines)}
-    for name, speed in speeds.items():
-        console.print(f"{name}: {speed:.1f} updates/s here", highlight=False)
-    first = max(speeds, key=lambda name: speeds[name])
-    steps = max(2 * RELAY_STEPS, round(minutes * 60 * speeds[first])) + RELAY_STEPS
-    request = TrainRequest(
-        run_dir=out / "run",
-        data_dir=out / "data",
-        backend=first,
-        device=device,
-        preset=PRESET,
-        model=MODEL,
-        train={**TRAIN, "steps": steps, "eval_every": max(1, steps // 3), "warmup_steps": steps // 20},
-    )
-    session = open_session(request)
-    run_shown(session, out / "run", steps - RELAY_STEPS, console)
-    session.lock.release()
+    seconds = {name: seconds_per_step(name, config, device) for name in ([backend] if backend else engines)}
+    for name, each in seconds.items():
+        console.print(f"{name}: {1 / each:.1f} updates/s here", highlight=False)
+    first = min(seconds, key=lambda name: seconds[name])
+    steps = max(2 * RELAY_STEPS, round(minutes * 60 / seconds[first])) + RELAY_STEPS
+    recipe = {**MODEL, **TRAIN, "steps": steps, "eval_every": max(1, steps // 3), "warmup_steps": steps // 20}
+    new = ["--data", str(out / "data"), "--preset", PRESET, "--no-probe-memory", "--stop-at", str(steps - RELAY_STEPS)]
+    for name, value in recipe.items():
+        new += [f"--{name.replace('_', '-')}", str(value)]
+    train(run, ["--backend", first, "--device", device, *new], console)
 
     others = [name for name in engines if name != first]
     last = others[0] if others else first
     console.rule(f"3. go on in {last}" if others else "3. go on (the other engine is not installed)")
-    resumed = TrainRequest(run_dir=out / "run", data_dir=None, backend=last, device=device, resume=True)
-    session = open_session(resumed)
-    run_shown(session, out / "run", None, console)
+    train(run, ["--backend", last, "--device", device, "--resume"], console)
 
     console.rule("4. ask")
-    tokenizer = load_tokenizer(out / "run")
-    prompt = question_prompt(tokenizer, QUESTION, None, session.backend.spec.block_size)
+    tokenizer, checkpoint = load_tokenizer(run), read_checkpoint(find_checkpoint(run))
+    engine = create_backend(last, checkpoint.spec, EngineConfig(device=device))
+    engine.load_state(checkpoint.state)
+    prompt = question_prompt(tokenizer, QUESTION, None, checkpoint.spec.block_size)
     console.print(QUESTION, style="bold")
-    for piece in stream_text(session.backend, tokenizer, prompt, Sampling(temperature=0.5, top_k=20), 200):
+    for piece in stream_text(engine, tokenizer, prompt, Sampling(temperature=0.5, top_k=20), 200):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.rule()
-    console.print(f"ask another: twingpt generate {out / 'run'} --question TEXT", markup=False)
+    console.print(f"ask another: twingpt generate {run} --question TEXT", markup=False)
 
 
-def _alone(backend: str, config: RunConfig, device: DeviceChoice) -> float:
-    """steps_per_second in a process of its own: two frameworks in one would get in each other's way."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(steps_per_second, backend, config, device).result()
+def seconds_per_step(backend: str, config: RunConfig, device: DeviceChoice) -> float:
+    """Raises TwinGPTError if the demo's small batch does not fit into memory."""
+    result = probe(config.model, config.train, backend, device, config.train.batch_size, MEASURED_STEPS)
+    if not result.fits:
+        raise TwinGPTError(f"the demo's model does not fit into memory in {backend}: {result.reason}")
+    return result.seconds_per_step
 
 
-def steps_per_second(backend: str, config: RunConfig, device: DeviceChoice, steps: int = 20) -> float:
-    """Updates a second on random tokens, compilation left out."""
-    spec, train = config.model, config.train
-    engine = create_backend(backend, spec, train.engine(device))
-    engine.load_state({MODEL_PREFIX + name: weight for name, weight in initial_weights(spec, 0).items()})
-    tokens = np.random.default_rng(0).integers(0, spec.vocab_size, (1, train.batch_size, spec.block_size + 1))
-    started = 0.0
-    for step in range(-2, steps):
-        if step == 0:
-            engine.read_stats()
-            started = time.perf_counter()
-        engine.train_step(tokens[..., :-1], tokens[..., 1:], 1e-4, step + 2)
-    engine.read_stats()
-    return steps / (time.perf_counter() - started)
+def train(run: Path, options: list[str], console: Console) -> None:
+    """`twingpt train` in a process of its own, so that running out of memory ends that one, and one engine is loaded.
+
+    Raises StoppedError with the exit code of a training that said itself why it ended.
+    """
+    code = supervise(["train", "--out", str(run), *options], run, console)
+    if code:
+        raise StoppedError(code)

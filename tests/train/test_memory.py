@@ -204,6 +204,8 @@ def test_the_command_line_of_the_fresh_process() -> None:
     again = ["train", "--out", "R", "--micro-batch=8", "--resume"]
     assert restart_arguments(again, 4, resume=True) == ["train", "--out", "R", "--resume", "--micro-batch", "4"]
     assert "--resume" not in restart_arguments(given, 4, resume=False)
+    # Without it, a run that is there but has no checkpoint yet would ask for --data.
+    assert "--resume" in restart_arguments(again, 4, resume=False)
 
 
 SMALL = ["--preset", "tiny", "--dropout", "0", "--block-size", "64", "--device", "cpu", "--log-every", "1"]

@@ -34,6 +34,7 @@ def session(
     *,
     resume: bool = False,
     memory_limit: float | None = None,
+    probe_memory: bool | None = None,
     model: Any = (),
     **train: Any,
 ) -> Session:
@@ -46,6 +47,7 @@ def session(
             preset="tiny",
             resume=resume,
             memory_limit=memory_limit,
+            probe_memory=probe_memory,
             model={} if resume else {**MODEL, **dict(model)},
             train=train if resume else {**TRAIN, **train},
         )

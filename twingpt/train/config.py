@@ -48,7 +48,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     precision: Precision = "float32"
-    loss_chunk: int = 512
+    loss_chunk: int = 256
     activation_checkpointing: bool = False
     seed: int = 0
     eval_every: int = 500

@@ -1,8 +1,10 @@
 """A session run to its end in front of the user: progress, Ctrl-C, and what to do next."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -13,7 +15,8 @@ from twingpt.core.errors import StoppedError
 from twingpt.core.params import parameter_count
 from twingpt.train.estimate import GIB, LESS_MEMORY, MemoryPlan, TimeEstimate
 from twingpt.train.guards import keep_awake
-from twingpt.train.log import TrainDisplay
+from twingpt.train.log import MicroBatchReport, TrainDisplay
+from twingpt.train.restart import RunningMark, marked, stop_with_supervisor
 from twingpt.train.session import Session
 
 WORTH_A_WARM_UP = 50
@@ -31,7 +34,16 @@ def run_shown(
     trainer, config = session.trainer, session.config
     last = min(stop_at or config.train.steps, config.train.steps)
     for note in session.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if trainer.step >= last:
+        more = "--steps" if last == config.train.steps else "--stop-at"
+        console.print(
+            f"nothing is left to do: {run_dir} is at step {trainer.step} of {last}; to train on, add a larger {more}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     console.print(
         f"{session.backend.name} on {session.backend.device}: {parameter_count(config.model):,} parameters, "
         f"{config.train.batch_size} x {config.model.block_size} tokens an update, from step {trainer.step} to {last}",
@@ -43,13 +55,17 @@ def run_shown(
     awake = keep_awake()
     if awake is not None:
         console.print("caffeinate keeps this Mac awake until the training ends")
-    if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
-        console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
+    mark = RunningMark(os.getpid(), session.memory.micro_batch, config.train.batch_size)
     display = TrainDisplay(console, trainer.step, last)
-    with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:
-        for _ in reports:
-            pass
-        number = received()
+    with marked(run_dir, mark):
+        stop_with_supervisor()
+        if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
+            console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
+        with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:
+            for report in reports:
+                if isinstance(report, MicroBatchReport):
+                    replace(mark, micro_batch=report.after).write(run_dir)
+            number = received()
     if number is not None:
         console.print(f"stopped at step {trainer.step} and saved. Go on with:")
         console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)

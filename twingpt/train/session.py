@@ -16,14 +16,19 @@ from twingpt.data.batches import Batches
 from twingpt.data.manifest import Manifest
 from twingpt.data.template import Sample
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.doctor.causality import startup_check
+from twingpt.doctor.causality import probe_spec, startup_check
 from twingpt.generate import CONTACTS_FILE, TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
-from twingpt.train.config import RunConfig, TrainConfig, make_config
-from twingpt.train.estimate import GIB, USABLE, MemoryPlan, plan_memory
+from twingpt.train.config import CONFIG_FILE, RunConfig, TrainConfig, make_config
+from twingpt.train.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.train.guards import check_disk
 from twingpt.train.lock import RunLock
+from twingpt.train.probe import probe
+from twingpt.train.restart import RunningMark
 from twingpt.train.trainer import Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
+
+PROBE_STEPS = 2
+"""Steps of a trial: the first has all the memory of the others, unless a cache grows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,8 @@ class TrainRequest:
     resume: bool = False
     memory_limit: float | None = None
     """GiB that the run may plan with; None: what the device or machine has."""
+    probe_memory: bool | None = None
+    """Try the micro-batch in a process of its own first; None: one that was chosen for a device other than the CPU."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -79,13 +86,16 @@ def open_session(request: TrainRequest) -> Session:
     val = Batches(data_dir, manifest, "val", config.model.block_size)
     engine_config = config.train.engine(request.device)
     startup_check(request.backend, config.model, engine_config)
+    memory, halved = _plan_memory(request, config)
+    notes += halved
     backend = create_backend(request.backend, config.model, engine_config)
-    memory = _plan_memory(request, config, backend)
     check_disk(CheckpointStore(request.run_dir), config.model, config.train)
 
     lock = _claim(request.run_dir, checkpoint)
     try:
-        _write_run_files(request.run_dir, data_dir, config)
+        _copy_data_files(data_dir, request.run_dir)
+        if checkpoint is None or checkpoint.progress.step < config.train.steps:
+            config.save(request.run_dir)
     except OSError as error:
         raise TwinGPTError(f"{request.run_dir} cannot be written to: {error.strerror}") from None
     trainer = Trainer(
@@ -115,21 +125,45 @@ def _claim(run_dir: Path, checkpoint: Checkpoint | None) -> RunLock:
     return lock
 
 
-def _write_run_files(run_dir: Path, data_dir: Path, config: RunConfig) -> None:
+def _copy_data_files(data_dir: Path, run_dir: Path) -> None:
     for name in (TOKENIZER_FILE, CONTACTS_FILE):
         # Beside and renamed: an interrupted copy must not stay for good.
         if (data_dir / name).is_file() and not (run_dir / name).exists():
             shutil.copyfile(data_dir / name, run_dir / f".{name}.tmp")
             (run_dir / f".{name}.tmp").replace(run_dir / name)
-    config.save(run_dir)
 
 
-def _plan_memory(request: TrainRequest, config: RunConfig, backend: Backend) -> MemoryPlan:
-    limit = backend.memory_limit() or int(USABLE * machine_memory())
+def _plan_memory(request: TrainRequest, config: RunConfig) -> tuple[MemoryPlan, list[str]]:
+    """(the plan, a line for each micro-batch that was tried and did not fit).
+
+    Raises TwinGPTError if not even one sequence at a time fits into the user's own limit, or into memory.
+    """
+    # A small engine knows the device as well, and the run's own would take memory from the trial.
+    device = create_backend(request.backend, probe_spec(config.model), config.train.engine(request.device))
+    limit = device.memory_limit() or int(USABLE * machine_memory())
     if request.memory_limit is not None:
         limit = int(request.memory_limit * GIB)
+    spec, train = config.model, config.train
     strict = request.memory_limit is not None
-    return plan_memory(config.model, config.train, backend.name, backend.device, limit, strict=strict)
+    plan = plan_memory(spec, train, device.name, device.device, limit, strict=strict)
+    wanted = request.probe_memory
+    if wanted is None:
+        wanted = train.micro_batch == 0 and device.device != "cpu"
+    halved: list[str] = []
+    while wanted:
+        tried = plan.micro_batch
+        result = probe(spec, train, request.backend, request.device, tried, PROBE_STEPS)
+        if result.fits:
+            break
+        smaller = smaller_micro_batch(train.batch_size, tried)
+        if smaller is None:
+            raise TwinGPTError(f"{result.reason}, with one sequence at a time: {LESS_MEMORY}, or close other programs")
+        halved.append(
+            f"{tried} sequences at a time did not fit into memory in a trial ({result.reason}): {smaller} now"
+        )
+        smaller_train = dataclasses.replace(train, micro_batch=smaller)
+        plan = plan_memory(spec, smaller_train, device.name, device.device, limit, strict=strict)
+    return plan, halved
 
 
 def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str]]:
@@ -141,11 +175,16 @@ def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str
                 "or choose another --out"
             )
         return None, []
+    mark = RunningMark.read(request.run_dir)
+    notes = [] if mark is None else [mark.advice]
     checkpoint, damaged = store.load_latest()
-    if checkpoint is None:
-        reason = damaged[0] if damaged else "it holds no checkpoint"
-        raise TwinGPTError(f"{request.run_dir} cannot be resumed: {reason}")
-    return checkpoint, [f"{line}; using {checkpoint.path.name} instead" for line in damaged]
+    if checkpoint is not None:
+        return checkpoint, notes + [f"{line}; using {checkpoint.path.name} instead" for line in damaged]
+    if damaged:
+        raise TwinGPTError(f"{request.run_dir} cannot be resumed: {damaged[0]}")
+    if not (request.run_dir / CONFIG_FILE).is_file():
+        raise TwinGPTError(f"{request.run_dir} cannot be resumed: it holds no checkpoint")
+    return None, [*notes, f"{request.run_dir} ended before its first checkpoint: starting from step 0"]
 
 
 def _data_dir(request: TrainRequest) -> Path:

@@ -262,6 +262,7 @@ class Trainer:
             skipped=stats.applied.count(False),
             samples=self._progress.samples,
             tokens=self._progress.tokens,
+            memory=self._backend.memory()[1],
         )
 
     def _evaluate(self) -> EvalReport:

@@ -1,0 +1,1 @@
+"""Measuring both engines on this machine: what `twingpt bench` and `twingpt tune` run."""

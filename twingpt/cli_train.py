@@ -1,0 +1,184 @@
+"""The command `train`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from twingpt.console import print_json
+from twingpt.core.errors import RestartError
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.", metavar="RUN")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `prepare` wrote.", metavar="DATA", show_default="the run's, with --resume"),
+    ] = None,
+    backend: Annotated[str, typer.Option("--backend", help="Engine: mps (PyTorch) or mlx.")] = "mps",
+    device: Annotated[
+        Literal["auto", "gpu", "cpu"],
+        typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
+    ] = "auto",
+    preset: Annotated[
+        str, typer.Option(help="Model and recipe: seed, seed-large, tiny, modern, llama, gpt2.")
+    ] = "seed",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with [model] and [train] settings.", metavar="FILE")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint, in either engine.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Updates in all; defines the schedule.", show_default="20000", min=1)
+    ] = None,
+    stop_at: Annotated[int | None, typer.Option(help="End early, after this many updates in all.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences an update.", show_default="16", min=1)] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Sequences at a time; divides --batch-size. 0: what fits into memory.", show_default="0", min=0
+        ),
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GiB that training may use.", show_default="what the device has", min=0)
+    ] = None,
+    activation_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--activation-checkpointing/--no-activation-checkpointing",
+            help="Less memory for about a third more time.",
+            show_default="no",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adamw, or muon for the blocks' matrices.", show_default="the preset's")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak.", show_default="the preset's")] = None,
+    min_learning_rate: Annotated[
+        float | None, typer.Option(help="Where cosine and wsd end.", show_default="the preset's")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, cosine or wsd, after the warm-up.", show_default="the preset's")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Updates of linear warm-up.", show_default="the preset's", min=0)
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="On matrices only.", show_default="the preset's")] = None,
+    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm. 0: off.", show_default="1.0")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Probability, in training.", show_default="the preset's")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Context in tokens; plain text only.", show_default="the preset's", min=1)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Matrix products: float32 or bfloat16.", show_default="float32")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Weights, data order, dropout.", show_default="0", min=0)] = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps a line of metrics.", show_default="10", min=1)] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between evaluations. 0: only at the end.", show_default="500", min=0)
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints. 0: only at the end.", show_default="500", min=0)
+    ] = None,
+    keep_last: Annotated[
+        int | None, typer.Option(help="Checkpoints kept besides the best. 0: all.", show_default="3", min=0)
+    ] = None,
+    probe_memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--probe-memory/--no-probe-memory",
+            help="Try the micro-batch in a process of its own first, and halve it until it fits.",
+            show_default="if --micro-batch is 0 and the device not the CPU",
+        ),
+    ] = None,
+    supervise: Annotated[
+        bool | None,
+        typer.Option(
+            "--supervise/--no-supervise",
+            help="Train in a process of its own, and go on with half the micro-batch if memory ends it.",
+            show_default="on macOS, unless --device is cpu",
+        ),
+    ] = None,
+    mps_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--mps-fallback", help="Let PyTorch run on the CPU, slowly, what has no Metal kernel, instead of stopping."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")] = False,
+) -> None:
+    """Train a model, or go on training one. Ctrl-C saves before it ends."""
+    from rich.console import Console
+
+    console = Console(stderr=as_json)
+    if supervise is None:
+        supervise = sys.platform == "darwin" and device != "cpu"
+    if supervise:
+        from twingpt.train.restart import supervise as train_in_a_child
+
+        raise typer.Exit(train_in_a_child(sys.argv[1:], out, console))
+    if mps_fallback:
+        allow_mps_fallback()
+
+    from twingpt.train.restart import restart
+    from twingpt.train.run import run_shown
+    from twingpt.train.session import TrainRequest, open_session
+
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "micro_batch": micro_batch,
+        "activation_checkpointing": activation_checkpointing,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "min_learning_rate": min_learning_rate,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "weight_decay": weight_decay,
+        "grad_clip": grad_clip,
+        "precision": precision,
+        "seed": seed,
+        "log_every": log_every,
+        "eval_every": eval_every,
+        "save_every": save_every,
+        "keep_last": keep_last,
+    }
+    request = TrainRequest(
+        run_dir=out,
+        data_dir=data,
+        backend=backend,
+        device=device,
+        preset=preset,
+        config_file=config,
+        resume=resume,
+        memory_limit=memory_limit,
+        probe_memory=probe_memory,
+        model=_given({"dropout": dropout, "block_size": block_size}),
+        train=_given(settings),
+    )
+    session = open_session(request)
+    try:
+        run_shown(session, out, stop_at, console, estimate_time=not as_json)
+    except RestartError as error:
+        console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
+        restart(out, error.micro_batch)
+    if as_json:
+        from twingpt.train.log import read_metrics
+
+        print_json({"run": out, "step": session.trainer.step, "metrics": read_metrics(out)[-2:]})
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def allow_mps_fallback() -> None:
+    """To be called before torch is imported, which reads it then, and only then."""
+    from twingpt.doctor.machine import FALLBACK
+
+    os.environ[FALLBACK] = "1"
