@@ -1,6 +1,6 @@
-from twingpt.answer_contacts import known_contacts, with_contact_section
 from twingpt.data.contacts import standardise
-from twingpt.generate import with_contacts
+from twingpt.generation.answer_contacts import known_contacts, with_contact_section
+from twingpt.generation.text import with_contacts
 
 DOC = "여권 분실\n먼저 신고합니다.\n대사관 전화: 02-8555-0131\n통역 카톡: lost_demo"
 GIVEN = "- 대사관 TEL: +63 2 8555 9999"

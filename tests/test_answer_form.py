@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_engine
-from twingpt.answer_form import SECTION_HEADS, AnswerForm, in_order, section, split_sections
-from twingpt.batching import Batcher
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokenizer import Tokenizer
+from twingpt.generation.answer_form import SECTION_HEADS, AnswerForm, in_order, section, split_sections
+from twingpt.generation.batching import Batcher
 
 WHOLE = (
     "요약:\n- 가.\n- 나.\n체크리스트:\n- 해야 할 일: 다.\n- 주의사항: 라\n"

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_engine
-from twingpt.batching import Batcher, Event
 from twingpt.core.backend import BACKENDS, Backend
 from twingpt.core.errors import UsageError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
-from twingpt.generate import stream_tokens
+from twingpt.generation.batching import Batcher, Event
+from twingpt.generation.text import stream_tokens
 
 NEVER: frozenset[int] = frozenset()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import EXAMPLE
-from twingpt.answer_form import SECTION_HEADS, in_order
 from twingpt.cli import main
+from twingpt.generation.answer_form import SECTION_HEADS, in_order
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:

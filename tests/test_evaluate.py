@@ -12,7 +12,7 @@ from twingpt.data.template import Sample
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.evaluate.answers import AnswerSettings, answer_all, figures, held_out_questions, write_answers
 from twingpt.evaluate.metrics import measure, repetition, rouge_l, summarise
-from twingpt.generate import Request, write_side_by_side
+from twingpt.generation.text import Request, write_side_by_side
 
 REFERENCE = (
     "요약:\n- 먼저 신고합니다.\n체크리스트: (문서에 없음)\n연락처(공공정보):\n"

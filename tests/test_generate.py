@@ -11,7 +11,7 @@ from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
 from twingpt.data.contacts import ContactStore, standardise
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import question_prompt, stop_tokens, stream_text, stream_tokens, text_prompt, with_contacts
+from twingpt.generation.text import question_prompt, stop_tokens, stream_text, stream_tokens, text_prompt, with_contacts
 
 NEVER: frozenset[int] = frozenset()
 

@@ -17,14 +17,12 @@ ALLOWED = {
     "weights": {"core", "weights"},
     "backends": {"core", "backends"},
     "doctor": {"core", "backends", "parity", "doctor"},
-    "train": {"core", "data", "weights", "train", "generate", "doctor"},
+    "generation": {"core", "data", "generation"},
+    "train": {"core", "data", "weights", "train", "generation", "doctor"},
     "bench": {"core", "backends", "weights", "doctor", "train", "bench"},
-    "batching": {"core"},
-    "answer_form": {"core", "data"},
-    "answer_contacts": {"core", "data", "answer_form"},
-    "generate": {"core", "data", "batching", "answer_form", "answer_contacts"},
-    "evaluate": {"core", "data", "answer_form", "generate", "evaluate"},
-    "serve": {"core", "data", "weights", "train", "batching", "answer_form", "generate", "serve"},
+    "evaluate": {"core", "data", "generation", "evaluate"},
+    "convert": {"core", "data", "weights", "generation", "train", "convert"},
+    "serve": {"core", "data", "weights", "train", "generation", "serve"},
 }
 FRAMEWORKS = {"torch": "torch_mps", "mlx": "mlx"}
 

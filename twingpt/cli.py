@@ -1,11 +1,13 @@
 """The command line. Each command imports what it needs when it runs: `twingpt --help` loads no framework."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from twingpt import __version__, cli_bench, cli_convert, cli_data, cli_generate, cli_serve, cli_train
+from twingpt import __version__
+from twingpt.commands import bench, convert, data, generate, serve, train
+from twingpt.commands.options import AnyBackend, Device, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
 
@@ -16,24 +18,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(cli_data.prepare)
-app.command()(cli_train.train)
-app.command()(cli_bench.bench)
-app.command()(cli_bench.tune)
-app.command()(cli_convert.convert)
-app.command()(cli_serve.serve)
-app.command()(cli_generate.generate)
-app.command("eval")(cli_generate.evaluate)
-app.add_typer(cli_data.app, name="data")
-
-AnyBackend = Annotated[
-    str | None, typer.Option("--backend", help="Engine: mps (PyTorch) or mlx.", show_default="the one installed")
-]
-Device = Annotated[
-    Literal["auto", "gpu", "cpu"],
-    typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")]
+app.command()(data.prepare)
+app.command()(train.train)
+app.command()(bench.bench)
+app.command()(bench.tune)
+app.command()(convert.convert)
+app.command()(serve.serve)
+app.command()(generate.generate)
+app.command("eval")(generate.evaluate)
+app.add_typer(data.app, name="data")
 
 
 def _version(value: bool) -> None:

@@ -8,13 +8,14 @@ from rich.console import Console
 from twingpt.core.backend import DeviceChoice, EngineConfig, create_backend, installed_backends
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
+from twingpt.core.state import weights_only
 from twingpt.data.manifest import Manifest
 from twingpt.data.pipeline import PrepareSettings, prepare
-from twingpt.generate import load_tokenizer, question_prompt, stream_text
+from twingpt.generation.text import load_tokenizer, question_prompt, stream_text
 from twingpt.train.config import RunConfig, make_config
 from twingpt.train.probe import probe
 from twingpt.train.restart import supervise
-from twingpt.weights.checkpoint import find_checkpoint, read_checkpoint
+from twingpt.weights.checkpoint import load_checkpoint
 
 PRESET = "tiny"
 VOCAB_SIZE = 3000
@@ -71,9 +72,9 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     train(run, ["--backend", last, "--device", device, "--resume"], console)
 
     console.rule("4. ask")
-    tokenizer, checkpoint = load_tokenizer(run), read_checkpoint(find_checkpoint(run))
+    tokenizer, checkpoint = load_tokenizer(run), load_checkpoint(run)
     engine = create_backend(last, checkpoint.spec, EngineConfig(device=device))
-    engine.load_state(checkpoint.state)
+    engine.load_state(weights_only(checkpoint.state))
     prompt = question_prompt(tokenizer, QUESTION, None, checkpoint.spec.block_size)
     console.print(QUESTION, style="bold")
     for piece in stream_text(engine, tokenizer, prompt, Sampling(temperature=0.5, top_k=20), 200):

@@ -9,7 +9,6 @@ from twingpt import parity
 from twingpt.core.backend import Backend, create_backend
 from twingpt.core.spec import GPTSpec
 
-
 EXPRESSIBLE = {
     "seed style",
     "gpt2 style",

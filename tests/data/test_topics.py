@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from twingpt.answer_contacts import known_contacts
 from twingpt.data.contacts import ContactStore, mask, standardise
+from twingpt.generation.answer_contacts import known_contacts
 
 DOCUMENTS = (
     "관광비자 연장, 처음이라면 이렇게\n기한 전에 갑니다.\n물어볼 곳 전화: 02-8555-0123",

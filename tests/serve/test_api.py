@@ -14,7 +14,7 @@ from tests.serve.conftest import save_checkpoint
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import question_prompt, stop_tokens, stream_text, text_prompt
+from twingpt.generation.text import question_prompt, stop_tokens, stream_text, text_prompt
 from twingpt.serve.service import Service
 
 QUESTION = "여권을 잃어버렸을 때?"

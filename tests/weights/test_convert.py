@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.weights import seed_script
-from twingpt.convert import convert_model, read_model
+from twingpt.convert.model import convert_model, read_model
 from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.params import parameter_table

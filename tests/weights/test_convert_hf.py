@@ -14,13 +14,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from tests.weights.models import BLOCK, GPT2, LLAMA, QWEN3, SEED, VOCAB, loud_state, save_run
-from twingpt.convert import convert_model, read_model
+from twingpt.convert.model import convert_model, read_model
 from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import question_prompt, text_prompt
+from twingpt.generation.text import question_prompt, text_prompt
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 60), dtype=np.int32)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from tests.conftest import EXAMPLE
 from tests.weights.models import BLOCK, FAMILIES, GPT2, LLAMA, QWEN3, SEED, VOCAB, save_run
-from twingpt.convert import convert_model
+from twingpt.convert.model import convert_model
 from twingpt.core.backend import Backend, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import question_prompt, text_prompt
+from twingpt.generation.text import question_prompt, text_prompt
 
 pytest.importorskip("gguf", reason="the package gguf writes the file")
 

@@ -57,6 +57,11 @@ def state_optimizer(state: State) -> OptimizerName | None:
     return None if all(key.startswith(MODEL) for key in state) else "adamw"
 
 
+def weights_only(state: State) -> State:
+    """The weights of a state, which an engine with any optimizer takes."""
+    return {key: array for key, array in state.items() if key.startswith(MODEL)}
+
+
 def check_state(spec: GPTSpec, state: State, optimizer: OptimizerName | None = None) -> None:
     """Raises TwinGPTError naming the first key that is missing, unknown, or of another shape or type.
 

@@ -36,7 +36,7 @@ _VALIDATION_BYTES_A_TOKEN = 8
 
 
 class Watcher:
-    """Hears how far a stage is. This one says nothing; `cli_data` shows a progress bar."""
+    """Hears how far a stage is. This one says nothing; `commands.data` shows a progress bar."""
 
     def start(self, stage: str, total: int) -> None:
         """A stage begins that has `total` bytes to go through."""

@@ -15,7 +15,7 @@ from twingpt.data.template import Sample
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.data.write_samples import SAMPLES_FILE
 from twingpt.evaluate.metrics import Measures, measure, summarise, to_dict
-from twingpt.generate import Request, question_prompt, with_contacts, write_side_by_side
+from twingpt.generation.text import Request, question_prompt, with_contacts, write_side_by_side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

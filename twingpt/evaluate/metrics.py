@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from twingpt.answer_form import SECTION_HEADS, in_order, section
 from twingpt.data.contacts import ContactStore, fill, standardise, verify_numbers
 from twingpt.data.contacts.labels import PLACEHOLDER
 from twingpt.data.contacts.store import UNRESOLVED
 from twingpt.data.summary import CONTACTS_HEAD, SUMMARY_HEAD
+from twingpt.generation.answer_form import SECTION_HEADS, in_order, section
 
 NGRAM = 4
 _UNITS = re.compile(r"[A-Za-z0-9]+|[^\W_]")
@@ -97,8 +97,8 @@ def _contacts(answer: str, store: ContactStore | None) -> set[tuple[str, str]] |
 
 @cache
 def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
-    from rouge_score.tokenizers import Tokenizer  # type: ignore[import-untyped]
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import Tokenizer
 
     class Units(Tokenizer):  # type: ignore[misc]
         def tokenize(self, text: str) -> list[str]:

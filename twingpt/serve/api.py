@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.generate import Request as TextRequest
-from twingpt.generate import question_prompt, stop_tokens, text_prompt, with_contacts
+from twingpt.generation.text import Request as TextRequest
+from twingpt.generation.text import question_prompt, stop_tokens, text_prompt, with_contacts
 from twingpt.serve.answers import Shape, contact_spans, usage
 from twingpt.serve.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from twingpt.serve.security import error_body

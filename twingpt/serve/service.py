@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twingpt.answer_form import SECTION_HEADS, AnswerForm
 from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend, installed_backends
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
-from twingpt.core.state import MODEL
+from twingpt.core.state import weights_only
 from twingpt.data.contacts import ContactStore
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import CONTACTS_FILE, load_tokenizer, open_contacts
+from twingpt.generation.answer_form import SECTION_HEADS, AnswerForm
+from twingpt.generation.text import CONTACTS_FILE, load_tokenizer, open_contacts
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker
 from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, read_checkpoint
@@ -56,7 +56,7 @@ class Model:
         if self.engine is None or self.engine.spec != checkpoint.spec:
             self.engine = None
             self.engine = create_backend(self._backend, checkpoint.spec, EngineConfig(device=self._device))
-        self.engine.load_state({key: array for key, array in checkpoint.state.items() if key.startswith(MODEL)})
+        self.engine.load_state(weights_only(checkpoint.state))
         self.step = checkpoint.progress.step
         return self.engine
 

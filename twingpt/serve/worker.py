@@ -13,10 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
-from twingpt.batching import Batcher, Constraint, Event
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
+from twingpt.generation.batching import Batcher, Constraint, Event
 from twingpt.serve.writer import AnswerWriter, Piece
 
 logger = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twingpt.batching import Logprobs
 from twingpt.data.tokenizer import Tokenizer
+from twingpt.generation.batching import Logprobs
 
 
 @dataclass(frozen=True, slots=True)

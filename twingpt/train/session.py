@@ -17,7 +17,7 @@ from twingpt.data.manifest import Manifest
 from twingpt.data.template import Sample
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.doctor.causality import probe_spec, startup_check
-from twingpt.generate import CONTACTS_FILE, TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
+from twingpt.generation.text import CONTACTS_FILE, TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
 from twingpt.train.config import CONFIG_FILE, RunConfig, TrainConfig, make_config
 from twingpt.train.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.train.guards import check_disk

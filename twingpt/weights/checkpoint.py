@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import re
 import shutil
@@ -25,6 +26,9 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 STATE_VERSION = 1
+
+BEST = "best"
+"""RUN/best is no folder but a name for one of RUN's checkpoints."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 _UNFINISHED = ".writing-"
@@ -212,8 +216,10 @@ def read_progress(folder: Path) -> tuple[Progress, dict[str, str]]:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that a RUN, a RUN/checkpoints or a checkpoint folder itself means; the newest of a run.
 
-    Raises TwinGPTError if there is none.
+    RUN/best is the one of the lowest validation loss. Raises TwinGPTError if there is none.
     """
+    if path.name == BEST and not path.exists() and (best := CheckpointStore(path.parent).best_step()) is not None:
+        return CheckpointStore(path.parent).path(best)
     if not path.exists():
         raise TwinGPTError(f"{path} does not exist")
     if (path / STATE_FILE).is_file():
@@ -223,6 +229,22 @@ def find_checkpoint(path: Path) -> Path:
     if not steps:
         raise TwinGPTError(f"{path} holds no checkpoint: train one with `twingpt train --out {path}`")
     return store.path(steps[-1])
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """What `find_checkpoint` means, read; for a run, the newest that is whole, with a warning for each that is not.
+
+    Raises TwinGPTError if there is none.
+    """
+    found = find_checkpoint(path)
+    if path in (found, found.parent.parent / BEST):
+        return read_checkpoint(found)
+    checkpoint, damaged = CheckpointStore(found.parent.parent).load_latest()
+    if checkpoint is None:
+        raise TwinGPTError(damaged[0])
+    for line in damaged:
+        logging.getLogger(__name__).warning("%s; using %s instead", line, checkpoint.path.name)
+    return checkpoint
 
 
 def _split(state: State) -> tuple[State, State]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +31,23 @@ from twingpt.core.state import (
     check_state,
     state_optimizer,
 )
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def memory_reported(method: Method) -> Method:
+    """Running out of memory outside a step's gradients, where nothing can be cut smaller, as our error too."""
+
+    @functools.wraps(method)
+    def wrapped(self: TorchBackend, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(first_line(error), retry=False) from None
+
+    return cast(Method, wrapped)
 
 
 class TorchBackend:
@@ -57,6 +75,7 @@ class TorchBackend:
         self._parameters = self._optimizer.parameters
         self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
+    @memory_reported
     def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
         tokens = int((targets >= 0).sum())
         try:
@@ -87,6 +106,7 @@ class TorchBackend:
             total += loss.detach()
         return total
 
+    @memory_reported
     def read_stats(self) -> StepStats:
         stats = StepStats()
         if self._pending:
@@ -99,6 +119,7 @@ class TorchBackend:
         self._pending.clear()
         return stats
 
+    @memory_reported
     @torch.no_grad()
     def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
         self._model.eval()
@@ -106,6 +127,7 @@ class TorchBackend:
             loss = loss_sum(self._model, self._to_device(inputs), self._to_device(targets), self.config.loss_chunk)
         return float(loss), int((targets >= 0).sum())
 
+    @memory_reported
     def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
         self._model.eval()
         with self._autocast():
@@ -116,6 +138,7 @@ class TorchBackend:
             MODEL + name: grad.float().cpu().numpy() for name, grad in zip(self._parameters, grads, strict=True)
         }
 
+    @memory_reported
     @torch.no_grad()
     def logits(self, tokens: Array) -> NDArray[np.float32]:
         self._model.eval()
@@ -123,9 +146,11 @@ class TorchBackend:
             logits = self._model.logits(self._model(self._to_device(tokens)))
         return _to_numpy(logits)
 
+    @memory_reported
     def new_cache(self, slots: int, capacity: int) -> KVCache:
         return KVCache(self.spec, slots, min(capacity, self.spec.block_size), self._device, self._dtype)
 
+    @memory_reported
     def prefill(self, cache: KVCache, slot: int, tokens: Array) -> NDArray[np.float32]:
         padded, positions = prefill_plan(tokens, cache.capacity)
         view = CacheView(cache, self._to_device(np.array([slot])), self._to_device(positions), 0, None, None)
@@ -133,6 +158,7 @@ class TorchBackend:
         cache.lengths[slot] = len(tokens)
         return logits[0]
 
+    @memory_reported
     def decode(self, cache: KVCache, slots: list[int], tokens: Array) -> NDArray[np.float32]:
         lengths = [cache.lengths[slot] for slot in slots]
         span = attention_span(max(lengths) + 1, cache.capacity)
@@ -153,6 +179,7 @@ class TorchBackend:
     def free(self, cache: KVCache, slot: int) -> None:
         cache.lengths[slot] = 0
 
+    @memory_reported
     @torch.no_grad()
     def export_state(self) -> State:
         state = {MODEL + name: _to_numpy(parameter) for name, parameter in self._parameters.items()}
@@ -166,6 +193,7 @@ class TorchBackend:
             state[MUON_COUNT] = np.array(int(muon.count), dtype=np.int64)
         return state
 
+    @memory_reported
     @torch.no_grad()
     def load_state(self, state: State) -> None:
         check_state(self.spec, state, self.config.optimizer)

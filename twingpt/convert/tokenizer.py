@@ -22,7 +22,7 @@ from twingpt.data.template import (
     UNK,
 )
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generate import TOKENIZER_FILE
+from twingpt.generation.text import TOKENIZER_FILE
 from twingpt.weights.gguf import Vocabulary
 from twingpt.weights.huggingface import GENERATION_FILE, read_json
 

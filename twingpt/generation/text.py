@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twingpt.batching import Batcher, Constraint, FinishReason
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.data.template import END_ANSWER, END_SUMMARY, EOS, prompt_segments
 from twingpt.data.tokenizer import Tokenizer
+from twingpt.generation.batching import Batcher, Constraint, FinishReason
 
 if TYPE_CHECKING:
-    from twingpt.answer_form import AnswerForm
     from twingpt.data.contacts import ContactStore
+    from twingpt.generation.answer_form import AnswerForm
 
 TOKENIZER_FILE = "tokenizer.json"
 CONTACTS_FILE = "contacts.sqlite"
@@ -87,7 +87,7 @@ def write_side_by_side(
 
     Raises TwinGPTError if a structured answer has no room for its form.
     """
-    from twingpt.answer_form import AnswerForm
+    from twingpt.generation.answer_form import AnswerForm
 
     form = AnswerForm(tokenizer) if any(request.structured for request in requests) else None
     batcher = Batcher(backend, min(slots, max(1, len(requests))))
@@ -166,7 +166,7 @@ def with_contacts(
     if fill_in:
         if store is None and doc is None:
             raise TwinGPTError(f"--fill-contacts needs the {CONTACTS_FILE} that `prepare` made beside the checkpoints")
-        from twingpt.answer_contacts import known_contacts, with_contact_section
+        from twingpt.generation.answer_contacts import known_contacts, with_contact_section
 
         known = known_contacts(question, doc, store)
         if known is not None:

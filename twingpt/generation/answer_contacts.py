@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from twingpt.answer_form import SECTION_HEADS, split_sections
 from twingpt.data.contacts.labels import PLACEHOLDER
 from twingpt.data.summary import ABSENT, CONTACTS_HEAD, contact_lines
+from twingpt.generation.answer_form import SECTION_HEADS, split_sections
 
 if TYPE_CHECKING:
     from twingpt.data.contacts import Contact, ContactStore

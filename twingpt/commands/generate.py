@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from twingpt.commands.options import AnyBackend, Device, Json, Run
 from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
 
@@ -18,17 +19,9 @@ if TYPE_CHECKING:
     from twingpt.data.contacts import ContactStore
     from twingpt.data.tokenizer import Tokenizer
     from twingpt.evaluate.answers import Answered, AnswerSettings
-    from twingpt.generate import Request
+    from twingpt.generation.text import Request
+    from twingpt.weights.checkpoint import Checkpoint
 
-Run = Annotated[Path, typer.Argument(help="A run's folder, or one checkpoint in it.", metavar="RUN")]
-AnyBackend = Annotated[
-    str | None, typer.Option("--backend", help="Engine: mps (PyTorch) or mlx.", show_default="the one installed")
-]
-Device = Annotated[
-    Literal["auto", "gpu", "cpu"],
-    typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
 Format = Annotated[
     Literal["text", "answer"],
@@ -53,7 +46,7 @@ class _Asked:
         return [self.text] if self.doc is None else [self.text, self.doc]
 
     def ids(self, tokenizer: "Tokenizer", block_size: int) -> list[int]:
-        from twingpt.generate import question_prompt, text_prompt
+        from twingpt.generation.text import question_prompt, text_prompt
 
         if self.is_question:
             return question_prompt(tokenizer, self.text, self.doc, block_size)
@@ -79,8 +72,8 @@ class _Writer:
         return not (self.fill or self.verify)
 
     def pieces(self, asked: _Asked) -> Iterator[str]:
-        from twingpt.answer_form import AnswerForm
-        from twingpt.generate import stream_text
+        from twingpt.generation.answer_form import AnswerForm
+        from twingpt.generation.text import stream_text
 
         request = self._request(asked)
         form = AnswerForm(self.tokenizer) if self.structured else None
@@ -91,7 +84,7 @@ class _Writer:
 
     def side_by_side(self, asked: Sequence[_Asked], slots: int) -> Iterator[dict[str, Any]]:
         """An answer a prompt, in the order of the prompts."""
-        from twingpt.generate import write_side_by_side
+        from twingpt.generation.text import write_side_by_side
 
         done: dict[int, dict[str, Any]] = {}
         requests = [self._request(one) for one in asked]
@@ -107,13 +100,13 @@ class _Writer:
     def finished(self, asked: _Asked, text: str) -> str:
         if self.as_it_comes:
             return text
-        from twingpt.generate import with_contacts
+        from twingpt.generation.text import with_contacts
 
         question = asked.text if asked.is_question else None
         return with_contacts(text, asked.sources, self.store, fill_in=self.fill, question=question, doc=asked.doc)
 
     def _request(self, asked: _Asked) -> "Request":
-        from twingpt.generate import Request
+        from twingpt.generation.text import Request
 
         ids = asked.ids(self.tokenizer, self.engine.spec.block_size)
         return Request(ids, self.sampling, self.max_new_tokens, structured=self.structured)
@@ -150,8 +143,8 @@ def generate(
 ) -> None:
     """Write text from a trained model, as it comes; with either option on contacts, when it is complete."""
     from twingpt.core.sampling import Sampling
-    from twingpt.generate import load_tokenizer, open_contacts
-    from twingpt.weights.checkpoint import find_checkpoint
+    from twingpt.generation.text import load_tokenizer, open_contacts
+    from twingpt.weights.checkpoint import load_checkpoint
 
     asked = _asked(prompt, question, prompts, questions, doc)
     if form == "answer" and not all(one.is_question for one in asked):
@@ -164,10 +157,11 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    folder = find_checkpoint(run)
-    store = open_contacts(folder.parent.parent) if fill_contacts or verify_contacts else None
-    tokenizer = load_tokenizer(folder.parent.parent)
-    engine = load_model(folder, backend, device)
+    checkpoint = load_checkpoint(run)
+    run_dir = checkpoint.path.parent.parent
+    store = open_contacts(run_dir) if fill_contacts or verify_contacts else None
+    tokenizer = load_tokenizer(run_dir)
+    engine = load_model(checkpoint, backend, device)
     writer = _Writer(
         engine, tokenizer, sampling, max_new_tokens, form == "answer", fill_contacts, verify_contacts, store
     )
@@ -217,19 +211,18 @@ def read_text(path: Path) -> str:
         raise TwinGPTError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
-def load_model(checkpoint: Path, backend: str | None, device: Literal["auto", "gpu", "cpu"]) -> "Backend":
+def load_model(checkpoint: "Checkpoint", backend: str | None, device: Literal["auto", "gpu", "cpu"]) -> "Backend":
     """The engine asked for (default: MLX where it is installed, since it starts faster), holding a checkpoint."""
     from twingpt.core.backend import EngineConfig, create_backend, installed_backends
-    from twingpt.weights.checkpoint import read_checkpoint
+    from twingpt.core.state import weights_only
 
     if backend is None:
         installed = installed_backends()
         if not installed:
             raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
         backend = installed[-1]
-    loaded = read_checkpoint(checkpoint)
-    engine = create_backend(backend, loaded.spec, EngineConfig(device=device))
-    engine.load_state(loaded.state)
+    engine = create_backend(backend, checkpoint.spec, EngineConfig(device=device))
+    engine.load_state(weights_only(checkpoint.state))
     return engine
 
 
@@ -258,19 +251,20 @@ def evaluate(
     from twingpt.data.batches import Batches
     from twingpt.data.manifest import Manifest
     from twingpt.evaluate.answers import AnswerSettings, figures, write_answers
-    from twingpt.generate import load_tokenizer
+    from twingpt.generation.text import load_tokenizer
     from twingpt.train.evaluate import evaluate as evaluate_loss
-    from twingpt.weights.checkpoint import find_checkpoint
+    from twingpt.weights.checkpoint import load_checkpoint
 
-    folder = find_checkpoint(run)
+    checkpoint = load_checkpoint(run)
+    run_dir = checkpoint.path.parent.parent
     manifest, tokenizer = Manifest.load(data), load_tokenizer(data)
-    engine = load_model(folder, backend, device)
+    engine = load_model(checkpoint, backend, device)
     if engine.spec.vocab_size != manifest.vocab_size:
         raise UsageError(f"{run} has vocabulary {engine.spec.vocab_size}, {data} has {manifest.vocab_size}")
     batches = Batches(data, manifest, "val", engine.spec.block_size)
     result = evaluate_loss(engine, batches, tokenizer.token_bytes(), batch_size)
     shown: dict[str, Any] = {
-        "checkpoint": folder,
+        "checkpoint": checkpoint.path,
         "backend": engine.name,
         "device": engine.device,
         "loss": result.loss,
@@ -316,7 +310,7 @@ def _answers(
     from rich.progress import Progress
 
     from twingpt.evaluate.answers import answer_all, held_out_questions
-    from twingpt.generate import open_contacts
+    from twingpt.generation.text import open_contacts
 
     samples = held_out_questions(data, number, seed) if number else []
     if not samples:

@@ -1,10 +1,11 @@
 """`twingpt bench` and `twingpt tune`: what this machine does with a model, and how to train it here."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twingpt.commands.options import Device, Json
 from twingpt.console import print_json
 from twingpt.core.errors import UsageError
 from twingpt.core.presets import PRESETS
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from twingpt.train.config import RunConfig
 
 Backends = Annotated[str, typer.Option("--backend", help="Engine: mps (PyTorch), mlx, or all that are installed.")]
-Device = Annotated[
-    Literal["auto", "gpu", "cpu"], typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: even on a Mac's GPU.")
-]
 Precisions = Annotated[
     list[str] | None,
     typer.Option(
@@ -35,7 +33,6 @@ BlockSize = Annotated[int | None, typer.Option(help="Context in tokens.", show_d
 VocabSize = Annotated[int | None, typer.Option(help="Tokens in the vocabulary.", show_default="16000", min=2)]
 Dropout = Annotated[float | None, typer.Option(help="0: off.", show_default="the preset's")]
 Seed = Annotated[int | None, typer.Option(help="Of weights, tokens and dropout.", show_default="0", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")]
 
 
 def bench(

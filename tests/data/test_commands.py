@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from twingpt import cli_data
+from twingpt.commands import data as cli_data
 from twingpt.core.errors import TwinGPTError
 
 COMMANDS = ["clean", "tokenizer", "samples", "pack", "inspect"]
@@ -77,6 +77,6 @@ def test_every_option_has_help(arguments: list[str]) -> None:
 
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:
-    code = "import sys, twingpt.cli_data; print(*sys.modules)"
+    code = "import sys, twingpt.commands.data; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"numpy", "tokenizers", "torch", "mlx", "kiwipiepy", "gigatoken", "ftfy"} & set(loaded)

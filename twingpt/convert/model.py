@@ -9,20 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twingpt.convert_tokenizer import ExportTokenizer, copy_foreign, modelfile, native_content
+from twingpt.convert.tokenizer import ExportTokenizer, copy_foreign, modelfile, native_content
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
-from twingpt.generate import TOKENIZER_FILE
+from twingpt.generation.text import TOKENIZER_FILE
 from twingpt.train.config import RunConfig, TrainConfig
 from twingpt.weights import gguf, huggingface
 from twingpt.weights.checkpoint import (
     MODEL_FILE,
     CheckpointStore,
     Progress,
-    find_checkpoint,
-    read_checkpoint,
+    load_checkpoint,
     read_progress,
 )
 from twingpt.weights.convert import SOURCES, Source, detect_format, import_torch, load_pickle
@@ -110,7 +109,7 @@ def read_model(source: Path) -> Model:
     if source.is_file():
         spec, tensors, _ = load_tensors(source)
         return Model("native", spec, tensors, 0, _beside(source.parent))
-    checkpoint = read_checkpoint(find_checkpoint(source))
+    checkpoint = load_checkpoint(source)
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
     run = checkpoint.path.parent.parent
     return Model(
@@ -213,7 +212,7 @@ def _write_gguf(folder: Path, name: str, model: Model) -> None:
 
 def _approximated(model: Model) -> tuple[Model, str]:
     """The model with the tanh GELU, and a line that says what it costs."""
-    from twingpt.approximate import activation_error
+    from twingpt.convert.approximate import activation_error
 
     changed = dataclasses.replace(model, spec=dataclasses.replace(model.spec, activation="gelu_tanh"))
     tokenizer = None if model.tokenizer is None else ExportTokenizer.load(model.tokenizer, model.spec)
