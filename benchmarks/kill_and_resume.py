@@ -94,6 +94,9 @@ class Job:
         args += [] if resume else ["--steps", self.steps]
         return [sys.executable, "-m", "twingpt", *map(str, args)]
 
+MEASURED = ("tokens_per_second", "memory")
+"""What a line of metrics says of the machine, and not of the run."""
+
 
 def killed_runs(job: Job, kills: int) -> Tally:
     """Spend the kills, run after run. Raises BrokenError at the first promise that does not hold."""
@@ -241,7 +244,7 @@ def check_same(whole: Path, run: Path, steps: int) -> None:
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Every line, the wall time left out."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().split(b"\n") if line]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def prepare(folder: Path) -> Path:

@@ -256,7 +256,6 @@ def evaluate(
     from twingpt.weights.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
-    run_dir = checkpoint.path.parent.parent
     manifest, tokenizer = Manifest.load(data), load_tokenizer(data)
     engine = load_model(checkpoint, backend, device)
     if engine.spec.vocab_size != manifest.vocab_size:

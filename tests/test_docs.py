@@ -1,0 +1,303 @@
+"""The pages: what they show exists, the tutorial runs, the site builds, both languages say the same."""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+
+from twingpt.cli import app
+from twingpt.core.params import parameter_count
+from twingpt.core.presets import PRESETS
+from twingpt.core.spec import GPTSpec
+from twingpt.weights.targets import Target, approximable, family_of, obstacles
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+READMES = (ROOT / "README.md", ROOT / "README.ko.md")
+PAGES = (*READMES, ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
+LANGUAGES = ("en", "ko")
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+SPAN = re.compile(r"`([^`\n]+)`")
+OPTION = re.compile(r"--[a-z][a-z-]*")
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+# What a test has no time for. Each must still be found in the tutorial.
+TUTORIAL_OF_A_TEST = {
+    "--steps 800": "--steps 6",
+    "--stop-at 400": "--stop-at 4",
+    "--steps 3 ": "--steps 2 ",
+    "--prompts 20": "--prompts 2",
+    "--max-new-tokens 60": "--max-new-tokens 8",
+    "--max-tokens 60": "--max-tokens 8",
+    "max_new_tokens=60": "max_new_tokens=8",
+    "--seconds 10": "--seconds 0.5",
+    "n_layer = 4": "n_layer = 2",
+    "n_embd = 128": "n_embd = 64",
+    "batch_size = 8": "batch_size = 2",
+}
+TUTORIAL_PORT = "8000"
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the file that it is to be saved as, if any, and its text."""
+
+    language: str
+    title: str
+    text: str
+
+
+def _named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _blocks(page: Path) -> list[Block]:
+    return [Block(*(part or "" for part in match)) for match in FENCE.findall(page.read_text(encoding="utf-8"))]
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _command_lines(page: Path) -> Iterator[str]:
+    """Lines of code, fenced or indented, that run twingpt; without variables before and redirections behind."""
+    text = page.read_text(encoding="utf-8")
+    fenced = [line for block in _blocks(page) if block.language == "sh" for line in _lines(block.text)]
+    indented = [line for line in FENCE.sub("", text).splitlines() if line.startswith("    ")]
+    for line in fenced + indented:
+        command = re.sub(r"^\s*(?:[A-Z_]+=\S+ )*", "", line)
+        if re.match(r"twingpt(?: |$)", command):
+            yield re.split(r" [>|&]", command)[0]
+
+
+def _spans(page: Path) -> Iterator[str]:
+    yield from SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+
+
+def _command(words: list[str]) -> tuple[Any, list[str]]:
+    """(the command that the words begin with, the rest of them)."""
+    assert words[0] in COMMANDS, f"there is no command {words[0]}"
+    command = COMMANDS[words[0]]
+    if words[0] != "data":
+        return command, words[1:]
+    assert words[1] in command.commands, f"there is no command data {words[1]}"
+    return command.commands[words[1]], words[2:]
+
+
+def _options(command: Any) -> set[str]:
+    return {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help", "-h"}
+
+
+ROOT_OPTIONS = _options(typer.main.get_command(app))
+ALL_OPTIONS = ROOT_OPTIONS.union(
+    *(_options(command) for name, command in COMMANDS.items() if name != "data"),
+    *(_options(command) for command in COMMANDS["data"].commands.values()),
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_command_line_is_one_that_twingpt_takes(page: Path) -> None:
+    for line in _command_lines(page):
+        words = shlex.split(line, comments=True)[1:]
+        if words[0].startswith("-"):
+            assert set(words) <= ROOT_OPTIONS, line
+            continue
+        command, rest = _command(words)
+        try:
+            command.make_context("twingpt", rest)
+        except Exception as error:
+            pytest.fail(f"{_named(page)}: {line}: {error}")
+
+
+def test_the_pages_have_command_lines() -> None:
+    """The test above would pass on pages in which it finds nothing."""
+    assert len(list(_command_lines(DOCS / "en" / "tutorial.md"))) >= 16
+    for page in READMES:
+        assert len(list(_command_lines(page))) >= 12
+
+
+@pytest.mark.parametrize("page", READMES, ids=_named)
+def test_every_command_is_in_the_readme(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if not re.search(rf"twingpt {name}\b", text)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_option_in_running_text_exists(page: Path) -> None:
+    for span in _spans(page):
+        words = span.removeprefix("twingpt ").split()
+        found = set(OPTION.findall(span))
+        if words[0] in COMMANDS and (span.startswith("twingpt ") or found):
+            for name in (words[1] if words[0] == "data" else "").split("|"):
+                command, _ = _command([words[0], *([name] if name else [])])
+                assert found <= _options(command), f"{_named(page)}: `{span}`"
+        elif span.startswith("--"):
+            assert found <= ALL_OPTIONS, f"{_named(page)}: `{span}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_named)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    scripts = re.findall(r"(?:benchmarks|tests)/[\w/]+\.py", text)
+    linked = [] if page.is_relative_to(DOCS) else re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    for name in (*scripts, *linked):
+        assert (ROOT / name).exists(), f"{_named(page)} names {name}"
+    for name in re.findall(r"`([\w/*]+\.py)`", text):
+        assert any((ROOT / "twingpt").rglob(name.removeprefix("twingpt/"))) or (ROOT / name).exists(), (
+            f"{_named(page)} names {name}"
+        )
+
+
+@pytest.mark.parametrize("page", READMES, ids=_named)
+def test_the_tables_of_presets_are_what_the_code_says(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    specs = {name: GPTSpec(vocab_size=16_000, **preset.model) for name, preset in PRESETS.items()}
+    sizes = re.findall(r"^\| `([\w-]+)`[^|]*\| (\d+) x (\d+), (\d+) \| (\d+) \| ([\d.]+) M \|", text, re.MULTILINE)
+    assert {row[0] for row in sizes} == set(specs)
+    for name, *numbers in sizes:
+        spec = specs[name]
+        expected = (spec.n_layer, spec.n_embd, spec.n_head, spec.block_size)
+        assert tuple(map(int, numbers[:4])) == expected, name
+        assert numbers[4] == f"{parameter_count(spec) / 1e6:.1f}", name
+
+    families = {"gpt2": "GPT-2", "llama": "Llama", "qwen3": "Qwen3"}
+    targets: tuple[Target, ...] = ("hf", "mlx-lm", "gguf")
+    rows = re.findall(
+        r"^\| ((?:`[\w-]+`(?:, )?)+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$",
+        text[text.index("llama.cpp, Ollama, LM Studio") :],
+        re.MULTILINE,
+    )
+    told = {name: cells for names, *cells in rows[:4] for name in SPAN.findall(names)}
+    assert set(told) == set(specs)
+    for name, cells in told.items():
+        spec = specs[name]
+        for target, cell in zip(targets, cells, strict=True):
+            opens = not obstacles(target, spec) or approximable(target, spec)
+            assert cell.startswith(families[family_of(spec)]) == opens, (name, target, cell)
+            assert ("--approximate gelu" in cell) == approximable(target, spec), (name, target, cell)
+
+
+def test_both_languages_have_the_same_pages_and_the_same_code() -> None:
+    english, korean = (
+        {path.relative_to(DOCS / language) for path in (DOCS / language).rglob("*.md")} for language in LANGUAGES
+    )
+    reference = {path for path in english if path.parts[0] == "reference"}
+    assert english - reference == korean - {Path("reference.md")}
+    for path in english - reference:
+        code = [
+            [block for block in _blocks(DOCS / language / path) if block.language in ("sh", "toml", "python")]
+            for language in LANGUAGES
+        ]
+        assert code[0] == code[1], path
+    readmes = [list(_command_lines(page)) for page in READMES]
+    assert [line.split("#")[0].strip() for line in readmes[0]] == [line.split("#")[0].strip() for line in readmes[1]]
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_outside(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 2 * 10
+    for page in pages:
+        loaded = re.findall(
+            r"<(?:script|img|iframe|link)[^>]+(?:src|href)=\"?(https?:[^\s\">]+)", page.read_text("utf-8")
+        )
+        assert loaded == [], page
+
+
+@pytest.mark.slow
+def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("the tutorial uses curl")
+    (tmp_path / "twingpt").symlink_to(ROOT / "twingpt")
+    unused = set(TUTORIAL_OF_A_TEST)
+    port = _free_port()
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with ExitStack() as servers:
+        for block in _blocks(DOCS / "en" / "tutorial.md"):
+            text = block.text
+            for found, shorter in TUTORIAL_OF_A_TEST.items():
+                if found in text:
+                    unused.discard(found)
+                    text = text.replace(found, shorter)
+            text = text.replace(TUTORIAL_PORT, str(port))
+            if block.title:
+                (tmp_path / block.title).write_text(text, encoding="utf-8")
+            elif block.language == "python":
+                _run([sys.executable, "-c", text], tmp_path, environment)
+            else:
+                for line in _lines(text):
+                    if line.startswith("twingpt serve"):
+                        servers.enter_context(_Serving(line, port, tmp_path, environment))
+                    else:
+                        _run(["sh", "-c", line], tmp_path, environment)
+    assert not unused
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-00000006"
+    assert len(_lines((tmp_path / "answers.jsonl").read_text(encoding="utf-8"))) == 2
+    for name in ("answers.txt", "run-hf/config.json", "run-mlx/config.json", "run-gguf/model.gguf", "bench.jsonl"):
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert "[train]" in (tmp_path / "tuned.toml").read_text(encoding="utf-8")
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
+    )
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+class _Serving:
+    """`twingpt serve` while the block runs."""
+
+    def __init__(self, line: str, port: int, folder: Path, environment: dict[str, str]) -> None:
+        self._url = f"http://127.0.0.1:{port}/v1/models"
+        self._log = (folder / "serve.log").open("w+")
+        self._process = subprocess.Popen(
+            shlex.split(line), cwd=folder, env=environment, stdout=self._log, stderr=subprocess.STDOUT
+        )
+
+    def __enter__(self) -> None:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(self._url, timeout=60).close()
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self._log.seek(0)
+                    said = self._log.read()
+                    self.__exit__()
+                    pytest.fail(f"twingpt serve did not answer: {said}")
+                time.sleep(0.2)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=30)
+        self._log.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
