@@ -36,8 +36,8 @@ FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE |
 
 # What a test has no time for. Each must still be found in the tutorial.
 TUTORIAL_OF_A_TEST = {
-    "--steps 800": "--steps 6",
-    "--stop-at 400": "--stop-at 4",
+    "--steps 300": "--steps 6",
+    "--stop-at 150": "--stop-at 4",
     "--steps 3 ": "--steps 2 ",
     "--prompts 20": "--prompts 2",
     "--max-new-tokens 60": "--max-new-tokens 8",

@@ -40,9 +40,11 @@ PRESETS: dict[str, Preset] = {
         },
         train={
             "optimizer": "muon",
-            "learning_rate": 3e-3,
+            # Of embeddings, head and norms; the matrices' is muon_lr_scale of it. benchmarks/LOG.md has what was tried.
+            "learning_rate": 2e-2,
+            "muon_lr_scale": 0.2,
             "schedule": "wsd",
-            "decay_fraction": 0.4,
+            "decay_fraction": 0.5,
             "warmup_steps": 20,
             "beta2": 0.95,
             "weight_decay": 0.1,
