@@ -40,5 +40,5 @@ fi
 
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev --group docs
 echo "ready: $venv/bin/twingpt --help"

@@ -1,11 +1,11 @@
 """Is it one run, whichever engine trains it? 100 steps in one engine against 50 + 50 in two, in both orders.
 
-    python benchmarks/cross_engine.py [--steps 100] [--batch-size 4] [--seed 0] [--out FILE.json]
+    python benchmarks/cross_engine.py [--preset tiny|modern] [--steps 100] [--batch-size 4] [--seed 0] [--out FILE.json]
 
-Preset tiny, the example text, dropout 0, the CPU. Every run sees the same data in the same order, so that only rounding
-tells them apart. Then both engines write text from one checkpoint, with the same seeds. Prints the largest difference
-of a step's loss between each pair of runs and how many of the texts are the same, and writes them with the losses to
-results/cross_engine.json beside this file.
+A preset at the size of tiny, the example text, dropout 0, the CPU. Every run sees the same data in the same order, so
+that only rounding tells them apart. Then both engines write text from one checkpoint, with the same seeds. Prints the
+largest difference of a step's loss between each pair of runs and how many of the texts are the same, and writes them
+with the losses to results/cross_engine.json, or cross_engine_modern.json, beside this file.
 """
 
 import argparse
@@ -32,35 +32,27 @@ def twingpt(*args: object) -> str:
     return result.stdout
 
 
-def train(data: Path, run: Path, backends: tuple[str, ...], steps: int, batch_size: int, seed: int) -> list[float]:
+def train(data: Path, run: Path, backends: tuple[str, ...], options: argparse.Namespace) -> list[float]:
     """The loss of each step of a run that changes engine after equal shares."""
-    first: tuple[object, ...] = (
-        "--data",
-        data,
-        "--preset",
-        "tiny",
-        "--steps",
-        steps,
-        "--batch-size",
-        batch_size,
-        "--dropout",
-        0,
-    )
-    first += ("--seed", seed, "--log-every", 1, "--eval-every", 0)
+    config, steps = data.parent / "size.toml", options.steps
+    config.write_text("[model]\nn_layer = 4\nn_head = 4\nn_embd = 128\n", encoding="utf-8")
+    first: tuple[object, ...] = ("--data", data, "--preset", options.preset, "--config", config, "--dropout", 0)
+    first += ("--steps", steps, "--batch-size", options.batch_size, "--seed", options.seed)
+    first += ("--log-every", 1, "--eval-every", 0)
     for index, backend in enumerate(backends):
         stop = steps * (index + 1) // len(backends)
-        options = ("--resume",) if index else first
-        twingpt("train", "--out", run, "--backend", backend, "--device", "cpu", "--stop-at", stop, *options)
+        more = ("--resume",) if index else first
+        twingpt("train", "--out", run, "--backend", backend, "--device", "cpu", "--stop-at", stop, *more)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().split(b"\n") if line]
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def measure(folder: Path, steps: int, batch_size: int, seed: int) -> dict[str, Any]:
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """losses of each run by its engines ("mps+mlx" changed over), and how far apart each pair comes at the most."""
     data = folder / "data"
     twingpt("prepare", EXAMPLE, "--out", data, "--template", "plain", "--vocab-size", 2000)
     plans = [(name,) for name in BACKENDS] + list(itertools.permutations(BACKENDS))
-    losses = {"+".join(plan): train(data, folder / "+".join(plan), plan, steps, batch_size, seed) for plan in plans}
+    losses = {"+".join(plan): train(data, folder / "+".join(plan), plan, options) for plan in plans}
     differences = {
         f"{first} / {second}": max(abs(a - b) for a, b in zip(losses[first], losses[second], strict=True))
         for first, second in itertools.combinations(losses, 2)
@@ -78,15 +70,23 @@ def sampled(run: Path, seed: int) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=("tiny", "modern"), default="tiny")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cross_engine.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    name = "cross_engine" if options.preset == "tiny" else f"cross_engine_{options.preset}"
+    out = options.out or Path(__file__).parent / "results" / f"{name}.json"
 
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options.steps, options.batch_size, options.seed)
-    settings = {"steps": options.steps, "batch_size": options.batch_size, "seed": options.seed}
+        result = measure(Path(folder), options)
+    settings = {
+        "preset": options.preset,
+        "steps": options.steps,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+    }
     machine = {"machine": platform.platform(), "cores": os.cpu_count(), "settings": settings}
     for name, losses in result["losses"].items():
         print(f"{name:8} loss {losses[0]:.6f} -> {losses[-1]:.6f}")
@@ -96,8 +96,8 @@ def main() -> None:
     print(
         f"sampled text: {texts['same']} of {texts['of']} the same in both engines, {texts['tokens_each']} tokens each"
     )
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({**machine, **result}, indent=2) + "\n", encoding="utf-8")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({**machine, **result}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ TokenizerMegabytes = Annotated[
 BlockSize = Annotated[int, typer.Option(help="Tokens that the model sees at once.", min=8)]
 Contacts = Annotated[
     Literal["keep", "mask"],
-    typer.Option(help="keep: train on contacts in one form (TEL: ...). mask: on placeholders such as [TEL_1]."),
+    typer.Option(help="keep: train on contacts in one form (TEL: ...). mask: on placeholders such as \\[TEL_1]."),
 ]
 Template = Annotated[
     Literal["qa", "plain"],

@@ -26,7 +26,7 @@ def train(
         str, typer.Option(help="Model and recipe: seed, seed-large, tiny, modern, llama, gpt2.")
     ] = "seed",
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with [model] and [train] settings.", metavar="FILE")
+        Path | None, typer.Option(help="TOML file with \\[model] and \\[train] settings.", metavar="FILE")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint, in either engine.")
