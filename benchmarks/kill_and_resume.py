@@ -94,6 +94,7 @@ class Job:
         args += [] if resume else ["--steps", self.steps]
         return [sys.executable, "-m", "twingpt", *map(str, args)]
 
+
 MEASURED = ("tokens_per_second", "memory")
 """What a line of metrics says of the machine, and not of the run."""
 
