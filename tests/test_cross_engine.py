@@ -28,7 +28,7 @@ TOLERANCES = {
 @pytest.mark.parametrize("preset", TOLERANCES)
 def test_a_hundred_steps_are_the_same_run_in_either_engine_and_across_both(preset: str, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    command = [sys.executable, CROSS_ENGINE, "--preset", preset, "--out", out]
+    command = [sys.executable, str(CROSS_ENGINE), "--preset", preset, "--out", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     figures = json.loads(out.read_text())
