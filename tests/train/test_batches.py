@@ -69,8 +69,6 @@ def test_a_batch_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
     whole = batches.batch(7, 12)[0]
     parts = np.concatenate([batches.batch(7 + i, 3)[0] for i in range(0, 12, 3)])
     assert np.array_equal(whole, parts)
-    ranks = [batches.batch(7, 12, rank, 3)[0] for rank in range(3)]
-    assert np.array_equal(np.stack(ranks, axis=1).reshape(12, 4), whole)
 
 
 def test_windows_of_an_evaluation_are_spread(tmp_path: Path) -> None:

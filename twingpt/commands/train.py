@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,14 +111,28 @@ def train(
             "--mps-fallback", help="Let PyTorch run on the CPU, slowly, what has no Metal kernel, instead of stopping."
         ),
     ] = False,
+    rank_timeout: Annotated[
+        float, typer.Option(help="Seconds that one of several ranks waits for the others to move.", min=1.0)
+    ] = 300.0,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Follow the run in tensorboard, wandb or trackio too; may be given twice.", metavar="NAME"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")] = False,
 ) -> None:
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
     from rich.console import Console
 
+    from twingpt.core.world import launched_for, restarted
+    from twingpt.train.trackers import check_trackers
+
     console = Console(stderr=as_json)
+    one_of_several = launched_for() is not None
+    resume = resume or restarted()
+    check_trackers(log or ())
     if supervise is None:
-        supervise = sys.platform == "darwin" and device != "cpu"
+        # Several ranks end together, and their launcher is what starts them again.
+        supervise = sys.platform == "darwin" and device != "cpu" and not one_of_several
     if supervise:
         from twingpt.train.restart import supervise as train_in_a_child
 
@@ -125,6 +140,7 @@ def train(
     if mps_fallback:
         allow_mps_fallback()
 
+    from twingpt.train.ranks import leaving_at_once
     from twingpt.train.restart import restart
     from twingpt.train.run import run_shown
     from twingpt.train.session import TrainRequest, open_session
@@ -158,16 +174,19 @@ def train(
         resume=resume,
         memory_limit=memory_limit,
         probe_memory=probe_memory,
+        rank_timeout=rank_timeout,
         model=_given({"dropout": dropout, "block_size": block_size}),
         train=_given(settings),
     )
-    session = open_session(request)
-    try:
-        run_shown(session, out, stop_at, console, estimate_time=not as_json)
-    except RestartError as error:
-        console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
-        restart(out, error.micro_batch)
-    if as_json:
+    with leaving_at_once() if one_of_several else nullcontext():
+        session = open_session(request)
+        try:
+            run_shown(session, out, stop_at, console, estimate_time=not as_json, trackers=log or ())
+        except RestartError as error:
+            console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
+            restart(out, error.micro_batch)
+        session.world.leave()
+    if as_json and session.world.rank == 0:
         from twingpt.train.log import read_metrics
 
         print_json({"run": out, "step": session.trainer.step, "metrics": read_metrics(out)[-2:]})

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import zlib
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.params import OptimizerName
 from twingpt.core.spec import GPTSpec, check_types
+from twingpt.core.world import World
 
 BackendName = Literal["mps", "mlx"]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
@@ -92,13 +94,14 @@ class Backend(Protocol):
     device: str
     spec: GPTSpec
 
-    def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
+    def train_step(self, inputs: Array, targets: Array, lr: float, step: int, tokens: int | None = None) -> None:
         """One update from int32 [A, B, T]: A micro-batches accumulated. Target -1 is not counted.
 
-        The loss is summed over the counted tokens of all micro-batches and divided once. Never waits for the device.
-        Dropout is keyed by (seed, step, micro-batch): cut differently, the same batch meets other masks, and only
+        The loss is summed over the counted tokens of all micro-batches, and of all ranks, and divided once by `tokens`,
+        their number (None: those of `targets`, where there is one rank). Never waits for the device.
+        Dropout is keyed by (seed, step, micro-batch, rank): cut differently, the same batch meets other masks, and only
         without dropout is the step the same up to rounding. Raises OutOfMemoryError; as the device may lag behind, so
-        may any later call.
+        may any later call, and PeerLostError if another rank is gone.
         """
 
     def read_stats(self) -> StepStats:
@@ -146,20 +149,33 @@ def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
     return zlib.crc32(f"{seed}/{step}/{micro_batch}".encode())
 
 
-def create_backend(name: str, spec: GPTSpec, config: EngineConfig | None = None) -> Backend:
+def create_backend(name: str, spec: GPTSpec, config: EngineConfig | None = None, world: World | None = None) -> Backend:
     """Import the engine asked for, and only that one.
 
+    world: what `join_world` gave, if this process is one of several ranks: gradients are summed over them.
     Raises UsageError for a name that is no engine, TwinGPTError if its framework is not installed.
     """
+    backend: Backend = _engine_module(name, "backend").create(spec, config or EngineConfig(), world)
+    return backend
+
+
+def join_world(name: str, timeout: float) -> World:
+    """Find the other ranks that the engine's launcher started, waiting up to `timeout` seconds where it can.
+
+    Raises what `create_backend` raises, and TwinGPTError if the ranks do not find each other.
+    """
+    world: World = _engine_module(name, "distributed").join(timeout)
+    return world
+
+
+def _engine_module(name: str, module: str) -> ModuleType:
     packages = {"mps": ("torch_mps", "torch", "torch"), "mlx": ("mlx", "mlx.core", "mlx")}
     if name not in packages:
         raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     package, framework, extra = packages[name]
     if not framework_installed(framework):
         raise TwinGPTError(f"backend {name} needs {extra}, which is not installed: pip install 'twingpt[{extra}]'")
-    module = importlib.import_module(f"twingpt.backends.{package}.backend")
-    backend: Backend = module.create(spec, config or EngineConfig())
-    return backend
+    return importlib.import_module(f"twingpt.backends.{package}.{module}")
 
 
 def framework_installed(module: str) -> bool:

@@ -41,3 +41,12 @@ class StoppedError(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
+
+
+class PeerLostError(TwinGPTError):
+    """One of several ranks is gone, so that the others cannot go on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"another rank of this run is gone ({reason}): see what it said, then start all of them again with --resume"
+        )

@@ -46,13 +46,12 @@ class Batches:
             )
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
-    def batch(self, position: int, count: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """(inputs, targets) int32 [count / world_size, T]: this rank's slice of windows position .. position + count.
+    def batch(self, position: int, count: int) -> Batch:
+        """(inputs, targets) int32 [count, T] of windows position .. position + count.
 
         position: windows consumed since the start of the run. Targets are NOT_COUNTED where the loss does not count.
         """
-        mine = range(position + rank, position + count, world_size)
-        return self.gather([self._window_at(index) for index in mine])
+        return self.gather([self._window_at(index) for index in range(position, position + count)])
 
     def gather(self, windows: list[int]) -> Batch:
         """(inputs, targets) of the windows with these numbers in the file."""

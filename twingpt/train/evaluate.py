@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.world import Alone, World, totals
 from twingpt.data.batches import Batches
 
 
@@ -38,13 +39,20 @@ class Evaluation:
 
 
 def evaluate(
-    backend: Backend, batches: Batches, token_bytes: NDArray[np.int32], batch_size: int, limit: int = 0
+    backend: Backend,
+    batches: Batches,
+    token_bytes: NDArray[np.int32],
+    batch_size: int,
+    limit: int = 0,
+    world: World | None = None,
 ) -> Evaluation:
     """Evaluate up to `limit` windows spread evenly over the split (0: all of it).
 
-    token_bytes: int32 [vocab_size], bytes that each token stands for. Raises TwinGPTError if no target is counted.
+    token_bytes: int32 [vocab_size], bytes that each token stands for. world: the ranks that share the windows.
+    Raises TwinGPTError if no target is counted.
     """
-    windows = batches.spread(limit)
+    world = world or Alone()
+    windows = batches.spread(limit)[world.rank :: world.size]
     nats, tokens, text_bytes = 0.0, 0, 0
     for start in range(0, len(windows), batch_size):
         chosen = windows[start : start + batch_size]
@@ -55,6 +63,7 @@ def evaluate(
         nats += batch_nats
         tokens += batch_tokens
         text_bytes += int(token_bytes[targets[targets >= 0]].sum())
-    if tokens == 0:
+    nats, all_tokens, all_bytes = totals(world, nats, tokens, text_bytes)
+    if all_tokens == 0:
         raise TwinGPTError("the validation split has no counted token: prepare with a larger --val-fraction")
-    return Evaluation(nats, tokens, text_bytes)
+    return Evaluation(nats, int(all_tokens), int(all_bytes))

@@ -1,7 +1,7 @@
 """What a run reports: the reports themselves, metrics.jsonl, and the progress bar."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,13 +108,20 @@ class MetricsLog:
     def __init__(self, run_dir: Path, step: int) -> None:
         """Keep the lines up to `step`, drop what an interrupted run wrote beyond its last checkpoint."""
         self.path = run_dir / METRICS_FILE
-        kept = [line for line in self._lines() if line["step"] <= step] if step else []
+        self._watchers: list[Callable[[dict[str, Any]], None]] = []
+        kept = [line for line in metric_lines(self.path) if line["step"] <= step] if step else []
         with self._writing():
             write_whole(self.path, "".join(_json_line(line) for line in kept).encode())
 
     def write(self, values: dict[str, Any]) -> None:
         with self._writing(), self.path.open("a", encoding="utf-8") as file:
             file.write(_json_line(values))
+        for watcher in self._watchers:
+            watcher(values)
+
+    def watch(self, watcher: Callable[[dict[str, Any]], None]) -> None:
+        """Hand every line that is written from now on to `watcher` as well."""
+        self._watchers.append(watcher)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -125,28 +132,28 @@ class MetricsLog:
                 f"{self.path} cannot be written ({error.strerror}): mend that, then go on with --resume"
             ) from None
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        # Bytes: what a crash cut off may end within a character.
-        with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    values = json.loads(line)
-                    values["step"] = int(values["step"])
-                except (ValueError, TypeError, KeyError):
-                    return  # the line that a crash cut off; nothing whole comes after it
-                yield values
+
+def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, none if there is no such file; also of one that is still written."""
+    if not path.exists():
+        return
+    # Bytes: what a crash cut off may end within a character, and a sample may hold U+2028, at which splitlines cuts.
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                values = json.loads(line)
+                values["step"] = int(values["step"])
+            except (ValueError, TypeError, KeyError):
+                return  # the line that a crash cut off; nothing whole comes after it
+            yield values
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl. Raises TwinGPTError if there is none."""
+    """The whole lines of RUN/metrics.jsonl. Raises TwinGPTError if there is no such file."""
     path = run_dir / METRICS_FILE
     if not path.is_file():
         raise TwinGPTError(f"{path} does not exist")
-    # A sample may hold U+2028, at which splitlines would cut.
-    with path.open("rb") as file:
-        return [json.loads(line) for line in file]
+    return list(metric_lines(path))
 
 
 def _json_line(values: dict[str, Any]) -> str:

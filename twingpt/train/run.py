@@ -2,8 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,22 +16,33 @@ from twingpt.core.params import parameter_count
 from twingpt.train.estimate import GIB, LESS_MEMORY, MemoryPlan, TimeEstimate
 from twingpt.train.guards import keep_awake
 from twingpt.train.log import MicroBatchReport, TrainDisplay
+from twingpt.train.record import record_session
 from twingpt.train.restart import RunningMark, marked, stop_with_supervisor
 from twingpt.train.session import Session
+from twingpt.train.trackers import followed
 
 WORTH_A_WARM_UP = 50
 """Steps below which timing a few of them first would be a notable part of the run."""
 
 
 def run_shown(
-    session: Session, run_dir: Path, stop_at: int | None, console: Console, *, estimate_time: bool = True
+    session: Session,
+    run_dir: Path,
+    stop_at: int | None,
+    console: Console,
+    *,
+    estimate_time: bool = True,
+    trackers: Sequence[str] = (),
 ) -> None:
-    """Train up to `stop_at` (None: all steps).
+    """Train up to `stop_at` (None: all steps), followed by the trackers of these names.
 
     Prints the estimated memory first, and the estimated time of a run of WORTH_A_WARM_UP steps or more. Raises
     StoppedError after an orderly stop by a signal, RestartError if only a fresh process can go on.
     """
     trainer, config = session.trainer, session.config
+    # One of several ranks speaks, and marks the run as running.
+    first = session.world.rank == 0
+    console.quiet = console.quiet or not first
     last = min(stop_at or config.train.steps, config.train.steps)
     for note in session.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
@@ -44,8 +55,9 @@ def run_shown(
             soft_wrap=True,
         )
         return
+    ranks = f"{session.world.size} ranks, " if session.world.size > 1 else ""
     console.print(
-        f"{session.backend.name} on {session.backend.device}: {parameter_count(config.model):,} parameters, "
+        f"{session.backend.name} on {session.backend.device}: {ranks}{parameter_count(config.model):,} parameters, "
         f"{config.train.batch_size} x {config.model.block_size} tokens an update, from step {trainer.step} to {last}",
         highlight=False,
     )
@@ -57,8 +69,17 @@ def run_shown(
         console.print("caffeinate keeps this Mac awake until the training ends")
     mark = RunningMark(os.getpid(), session.memory.micro_batch, config.train.batch_size)
     display = TrainDisplay(console, trainer.step, last)
-    with marked(run_dir, mark):
+
+    def warn(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with (
+        marked(run_dir, mark) if first else nullcontext(),
+        followed(trainer.metrics, trackers, run_dir, config, trainer.step, warn),
+    ):
         stop_with_supervisor()
+        if first:
+            record_session(run_dir, trainer.step, session.backend, session.world.size, session.memory.micro_batch)
         if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
             console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
         with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:

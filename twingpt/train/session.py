@@ -2,16 +2,18 @@
 
 import dataclasses
 import hashlib
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twingpt.core.backend import Backend, DeviceChoice, create_backend
+from twingpt.core.backend import Backend, DeviceChoice, create_backend, join_world
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.memory import machine_memory
 from twingpt.core.sampling import Sampling
+from twingpt.core.world import Alone, World, launched_for
 from twingpt.data.batches import Batches
 from twingpt.data.manifest import Manifest
 from twingpt.data.template import Sample
@@ -23,6 +25,7 @@ from twingpt.train.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_me
 from twingpt.train.guards import check_disk
 from twingpt.train.lock import RunLock
 from twingpt.train.probe import probe
+from twingpt.train.ranks import Watchdog, check_agreement, check_launcher, local_batch
 from twingpt.train.restart import RunningMark
 from twingpt.train.trainer import Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
@@ -46,6 +49,8 @@ class TrainRequest:
     """GiB that the run may plan with; None: what the device or machine has."""
     probe_memory: bool | None = None
     """Try the micro-batch in a process of its own first; None: one that was chosen for a device other than the CPU."""
+    rank_timeout: float = 300.0
+    """Seconds that one of several ranks waits for the others before it gives up."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -58,15 +63,22 @@ class Session:
     memory: MemoryPlan
     notes: list[str]
     """What the user should know before it starts, a line each."""
-    lock: RunLock
-    """No other process writes to the run while this is held."""
+    lock: RunLock | None
+    """No other process writes to the run while this is held; by rank 0, where there are several."""
+    world: World
 
 
 def open_session(request: TrainRequest) -> Session:
-    """Check everything, then create or open the run.
+    """Check everything, then create or open the run, with the other ranks if a launcher started this as one of several.
 
     Raises TwinGPTError or UsageError, with nothing written, if the request cannot be carried out.
     """
+    check_launcher(request.backend)
+    world: World = Alone()
+    watchdog = None
+    if launched_for() is not None:
+        watchdog = Watchdog(request.rank_timeout)
+        world = join_world(request.backend, request.rank_timeout)
     checkpoint, notes = _find_checkpoint(request)
     data_dir = _data_dir(request)
     manifest = Manifest.load(data_dir)
@@ -86,18 +98,11 @@ def open_session(request: TrainRequest) -> Session:
     val = Batches(data_dir, manifest, "val", config.model.block_size)
     engine_config = config.train.engine(request.device)
     startup_check(request.backend, config.model, engine_config)
-    memory, halved = _plan_memory(request, config)
+    memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world))
     notes += halved
-    backend = create_backend(request.backend, config.model, engine_config)
-    check_disk(CheckpointStore(request.run_dir), config.model, config.train)
-
-    lock = _claim(request.run_dir, checkpoint)
-    try:
-        _copy_data_files(data_dir, request.run_dir)
-        if checkpoint is None or checkpoint.progress.step < config.train.steps:
-            config.save(request.run_dir)
-    except OSError as error:
-        raise TwinGPTError(f"{request.run_dir} cannot be written to: {error.strerror}") from None
+    backend = create_backend(request.backend, config.model, engine_config, world)
+    check_agreement(world, config, fingerprint, checkpoint)
+    lock = _open_run(request.run_dir, data_dir, config, checkpoint) if world.rank == 0 else None
     trainer = Trainer(
         request.run_dir,
         dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=memory.micro_batch)),
@@ -106,10 +111,24 @@ def open_session(request: TrainRequest) -> Session:
         val,
         token_bytes=tokenizer.token_bytes(),
         fingerprint=fingerprint,
-        write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train),
+        write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train) if world.rank == 0 else None,
         resume_from=checkpoint,
+        world=world,
+        beat=watchdog.beat if watchdog else lambda: None,
     )
-    return Session(trainer, backend, config, memory, notes, lock)
+    return Session(trainer, backend, config, memory, notes, lock, world)
+
+
+def _open_run(run_dir: Path, data_dir: Path, config: RunConfig, checkpoint: Checkpoint | None) -> RunLock:
+    check_disk(CheckpointStore(run_dir), config.model, config.train)
+    lock = _claim(run_dir, checkpoint)
+    try:
+        _copy_data_files(data_dir, run_dir)
+        if checkpoint is None or checkpoint.progress.step < config.train.steps:
+            config.save(run_dir)
+    except OSError as error:
+        raise TwinGPTError(f"{run_dir} cannot be written to: {error.strerror}") from None
+    return lock
 
 
 def _claim(run_dir: Path, checkpoint: Checkpoint | None) -> RunLock:
@@ -133,8 +152,8 @@ def _copy_data_files(data_dir: Path, run_dir: Path) -> None:
             (run_dir / f".{name}.tmp").replace(run_dir / name)
 
 
-def _plan_memory(request: TrainRequest, config: RunConfig) -> tuple[MemoryPlan, list[str]]:
-    """(the plan, a line for each micro-batch that was tried and did not fit).
+def _plan_memory(request: TrainRequest, config: RunConfig, batch_size: int) -> tuple[MemoryPlan, list[str]]:
+    """(the plan, a line for each micro-batch that was tried and did not fit). batch_size: this rank's.
 
     Raises TwinGPTError if not even one sequence at a time fits into the user's own limit, or into memory.
     """
@@ -143,7 +162,10 @@ def _plan_memory(request: TrainRequest, config: RunConfig) -> tuple[MemoryPlan, 
     limit = device.memory_limit() or int(USABLE * machine_memory())
     if request.memory_limit is not None:
         limit = int(request.memory_limit * GIB)
-    spec, train = config.model, config.train
+    # A run that went on with more ranks may have a micro-batch that no longer divides what each has.
+    micro_batch = math.gcd(config.train.micro_batch, batch_size) if config.train.micro_batch else 0
+    spec = config.model
+    train = dataclasses.replace(config.train, batch_size=batch_size, micro_batch=micro_batch)
     strict = request.memory_limit is not None
     plan = plan_memory(spec, train, device.name, device.device, limit, strict=strict)
     wanted = request.probe_memory

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from twingpt.core.backend import Backend
 from twingpt.core.errors import OutOfMemoryError, RestartError, TwinGPTError
 from twingpt.core.state import initial_state, state_bytes
+from twingpt.core.world import Alone, World, totals
 from twingpt.data.batches import Batches
 from twingpt.train.config import RunConfig
 from twingpt.train.estimate import (
@@ -44,11 +45,12 @@ class Trainer:
     """A run from where it stands to its last step, as a generator of reports.
 
     Nothing random is carried along: the data order, the learning rate and dropout are functions of (seed, step), so a
-    resumed run, another micro-batch and the other engine all see the same run.
+    resumed run, another micro-batch, another number of ranks and the other engine all see the same run.
 
     token_bytes: int32 [vocab_size], bytes that each token stands for. write_sample: text of up to so many tokens, for
     an evaluation, or None.
     fingerprint: what a checkpoint must agree with to be resumed, by name.
+    world: the ranks that share each batch; rank 0 alone writes. beat: called whenever the loop has moved.
     """
 
     def __init__(
@@ -63,9 +65,13 @@ class Trainer:
         fingerprint: dict[str, str],
         write_sample: Callable[[int], str] | None = None,
         resume_from: Checkpoint | None = None,
+        world: World | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._run_dir, self._run_config = run_dir, config
-        self._config = replace(config.train, micro_batch=config.train.micro_batch or config.train.batch_size)
+        self._world, self._beat = world or Alone(), beat
+        self._local_batch = config.train.batch_size // self._world.size
+        self._config = replace(config.train, micro_batch=config.train.micro_batch or self._local_batch)
         self._spec = config.model
         self._backend = backend
         self._train, self._val = train, val
@@ -83,7 +89,7 @@ class Trainer:
             backend.load_state(resume_from.state)
             self._progress = resume_from.progress
         self._saved_step = self._progress.step if resume_from else -1
-        self._metrics = MetricsLog(run_dir, self._progress.step)
+        self.metrics = MetricsLog(run_dir, self._progress.step) if self._world.rank == 0 else None
         self._stop_requested = False
         self._skipped_in_a_row = 0
         self._spikes = SpikeDetector()
@@ -110,13 +116,13 @@ class Trainer:
                 while self._asides:
                     yield self._asides.popleft()
         except OutOfMemoryError as error:
-            raise RestartError(str(error), self._smaller_micro_batch(error)) from None
+            raise self._restart_error(error) from None
 
     def _run(self, stop_at: int | None) -> Iterator[Report]:
         config, last = self._config, min(stop_at or self._config.steps, self._config.steps)
         evaluated = -1
         clock = _Clock()
-        while self.step < last and not self._stop_requested:
+        while self.step < last and not self._stops():
             lr = self._schedule.learning_rate(self.step)
             yield from self._update(lr)
             clock.count(config.batch_size * self._spec.block_size)
@@ -145,7 +151,7 @@ class Trainer:
             seconds = [self._timed_step() for _ in range(WARM_UP_STEPS)]
             evaluation = self._timed_evaluation() + self._timed_sample()
         except OutOfMemoryError as error:
-            raise RestartError(str(error), self._smaller_micro_batch(error)) from None
+            raise self._restart_error(error) from None
         started = time.perf_counter()
         size = sum(array.nbytes for array in self._backend.export_state().values())
         save = time.perf_counter() - started + size / SAVE_BYTES_PER_SECOND
@@ -161,6 +167,14 @@ class Trainer:
             evaluations=events(position.step, last, config.eval_every),
             saves=events(position.step, last, config.save_every),
         )
+
+    def _stops(self) -> bool:
+        """Whether to end now. Each rank may be told so at another step: they ask each other every log_every steps."""
+        if self._world.size == 1:
+            return self._stop_requested
+        if self.step % self._config.log_every:
+            return False
+        return totals(self._world, float(self._stop_requested))[0] > 0
 
     def _load_start(self) -> None:
         """The state that the run begins with: its checkpoint, or initial weights and zero moments."""
@@ -200,7 +214,8 @@ class Trainer:
         """One update, in smaller pieces if memory runs out, each cut reported."""
         done, config = self._progress, self._config
         inputs, targets = self._train.batch(done.samples, config.batch_size)
-        while (problem := self._try_update(inputs, targets, lr, done.step)) is not None:
+        tokens = int((targets >= 0).sum())
+        while (problem := self._try_update(inputs, targets, lr, tokens)) is not None:
             before = self._config.micro_batch
             self._set_micro_batch(self._smaller_micro_batch(problem))
             report = MicroBatchReport(done.step + 1, before, self._config.micro_batch, str(problem))
@@ -208,30 +223,38 @@ class Trainer:
         self._progress = Progress(
             step=done.step + 1,
             samples=done.samples + config.batch_size,
-            tokens=done.tokens + int((targets >= 0).sum()),
+            tokens=done.tokens + tokens,
             fingerprint=self._fingerprint,
         )
+        self._beat()
 
     def _try_update(
-        self, inputs: NDArray[np.int32], targets: NDArray[np.int32], lr: float, step: int
+        self, inputs: NDArray[np.int32], targets: NDArray[np.int32], lr: float, tokens: int
     ) -> OutOfMemoryError | None:
-        shape = (self._config.accumulation, -1, self._spec.block_size)
+        shape = (-1, self._config.micro_batch, self._spec.block_size)
+        inputs, targets = (rows[self._world.rank :: self._world.size].reshape(shape) for rows in (inputs, targets))
         try:
-            self._backend.train_step(inputs.reshape(shape), targets.reshape(shape), lr, step)
+            self._backend.train_step(inputs, targets, lr, self.step, tokens)
         except OutOfMemoryError as error:
-            if not error.retry:
+            # Some of its gradients may be with the other ranks already.
+            if not error.retry or self._world.size > 1:
                 raise
             # The traceback would keep the failed attempt's arrays alive.
             return error.with_traceback(None)
         return None
 
     def _smaller_micro_batch(self, problem: OutOfMemoryError) -> int:
-        smaller = smaller_micro_batch(self._config.batch_size, self._config.micro_batch)
+        smaller = smaller_micro_batch(self._local_batch, self._config.micro_batch)
         if smaller is None:
             raise TwinGPTError(
                 f"{problem}, with one sequence at a time: {LESS_MEMORY}, or close other programs"
             ) from None
         return smaller
+
+    def _restart_error(self, problem: OutOfMemoryError) -> TwinGPTError:
+        error = RestartError(str(problem), self._smaller_micro_batch(problem))
+        # One rank cannot begin again alone.
+        return error if self._world.size == 1 else TwinGPTError(f"rank {self._world.rank} ran {error}, on all ranks")
 
     def _set_micro_batch(self, micro_batch: int) -> None:
         """Also for a later --resume, which would run out of memory again."""
@@ -273,13 +296,18 @@ class Trainer:
             self._token_bytes,
             config.micro_batch,
             config.eval_windows,
+            self._world,
         )
+        self._beat()
         self._progress = replace(self._progress, val_loss=result.loss)
         return EvalReport(self.step, result, self._write_sample(config.sample_tokens) if self._write_sample else None)
 
     def _save(self) -> SaveReport:
-        path = self._store.save(self._spec, self._backend.export_state(), self._progress)
+        path = self._store.path(self.step)
         self._saved_step = self.step
+        if self._world.rank > 0:
+            return SaveReport(self.step, path)
+        self._store.save(self._spec, self._backend.export_state(), self._progress)
         self._store.retain(self._config.keep_last)
         needed, free = state_bytes(self._spec, self._config.optimizer), free_bytes(path)
         if free < needed and self.step < self._config.steps:
@@ -287,7 +315,8 @@ class Trainer:
         return SaveReport(self.step, path)
 
     def _log(self, report: StepReport | EvalReport | SpikeReport | MicroBatchReport) -> Report:
-        self._metrics.write(report.metrics())
+        if self.metrics is not None:
+            self.metrics.write(report.metrics())
         return report
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
+from twingpt.backends.mlx.distributed import GradientSum, is_peer_lost
 from twingpt.backends.mlx.model import GPT, CacheView, KVCache
 from twingpt.backends.mlx.step import Moments, clip_and_update, create_optimizer, eval_loss_sum, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
-from twingpt.core.errors import OutOfMemoryError, TwinGPTError
+from twingpt.core.errors import OutOfMemoryError, PeerLostError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
@@ -29,6 +30,7 @@ from twingpt.core.state import (
     check_state,
     state_optimizer,
 )
+from twingpt.core.world import World
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -46,6 +48,8 @@ def on_device(method: Method) -> Method:
             with mx.stream(self._device):
                 return method(self, *args)
         except (RuntimeError, MemoryError) as error:
+            if is_peer_lost(error):
+                raise PeerLostError(first_line(error)) from None
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(first_line(error), retry=False) from None
@@ -56,7 +60,7 @@ def on_device(method: Method) -> Method:
 class MLXBackend:
     name: BackendName = "mlx"
 
-    def __init__(self, spec: GPTSpec, config: EngineConfig) -> None:
+    def __init__(self, spec: GPTSpec, config: EngineConfig, world: World | None = None) -> None:
         self.spec = spec
         self.config = config
         self._device, self.device = choose_device(config.device)
@@ -66,24 +70,28 @@ class MLXBackend:
             self._model = GPT(spec, self._dtype, config.activation_checkpointing)
             self._moments = create_optimizer(self._table, config)
         self._set_weights({name: mx.zeros(param.shape) for name, param in self._table.items()})
+        self._rank, self._ranks = (world.rank, world.size) if world else (0, 1)
+        self._gradient_sum = GradientSum(world) if world and self._ranks > 1 else None
         self._loss_and_grads = mx.value_and_grad(self._loss)
         self._micro_step = mx.compile(self._loss_and_grads)
         self._update = mx.compile(clip_and_update(self._table, config))
         self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
 
     @on_device
-    def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
-        tokens = int((targets >= 0).sum())
+    def train_step(self, inputs: Array, targets: Array, lr: float, step: int, tokens: int | None = None) -> None:
+        tokens = int((targets >= 0).sum()) if tokens is None else tokens
         weights = self._weights()
         total, grads = mx.array(0.0), None
         for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            key = mx.random.key(micro_batch_seed(self.config.seed, step, micro_batch))
+            key = mx.random.key(micro_batch_seed(self.config.seed, step, micro_batch * self._ranks + self._rank))
             loss, new = self._micro_step(weights, _to_mlx(x), _to_mlx(y), key)
             grads = new if grads is None else {name: grads[name] + new[name] for name in grads}
             total = total + loss
             if len(inputs) > 1:
                 # One micro-batch's graph at a time, or the activations of all of them would live together.
                 mx.async_eval(total, grads)
+        if self._gradient_sum and grads is not None:
+            grads, total = self._gradient_sum(grads, total)
         moments = self._moments.arrays()
         # Held by the graph alone, the old moments can be written over.
         del self._moments
@@ -215,8 +223,8 @@ class MLXBackend:
         self._model.update(tree_unflatten(list(weights.items())))
 
 
-def create(spec: GPTSpec, config: EngineConfig) -> MLXBackend:
-    return MLXBackend(spec, config)
+def create(spec: GPTSpec, config: EngineConfig, world: World | None = None) -> MLXBackend:
+    return MLXBackend(spec, config, world)
 
 
 def choose_device(choice: str) -> tuple[mx.Device, str]:

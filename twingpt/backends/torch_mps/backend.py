@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twingpt.backends.torch_mps.distributed import GradientSum
 from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache, causal_flag_leaks
 from twingpt.backends.torch_mps.step import Optimizer, clip_and_update, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
@@ -31,6 +32,7 @@ from twingpt.core.state import (
     check_state,
     state_optimizer,
 )
+from twingpt.core.world import World
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -53,7 +55,7 @@ def memory_reported(method: Method) -> Method:
 class TorchBackend:
     name: BackendName = "mps"
 
-    def __init__(self, spec: GPTSpec, config: EngineConfig) -> None:
+    def __init__(self, spec: GPTSpec, config: EngineConfig, world: World | None = None) -> None:
         self.spec = spec
         self.config = config
         self._device = choose_device(config.device)
@@ -73,11 +75,13 @@ class TorchBackend:
             )
         self._optimizer = Optimizer(self._model, self._table, config)
         self._parameters = self._optimizer.parameters
+        self._rank, self._ranks = (world.rank, world.size) if world else (0, 1)
+        self._gradient_sum = GradientSum(self._parameters) if self._ranks > 1 else None
         self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
     @memory_reported
-    def train_step(self, inputs: Array, targets: Array, lr: float, step: int) -> None:
-        tokens = int((targets >= 0).sum())
+    def train_step(self, inputs: Array, targets: Array, lr: float, step: int, tokens: int | None = None) -> None:
+        tokens = int((targets >= 0).sum()) if tokens is None else tokens
         try:
             total = self._sum_gradients(inputs, targets, step)
             problem = None
@@ -99,12 +103,14 @@ class TorchBackend:
         self._model.train()
         total = torch.zeros((), device=self._device)
         for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            torch.manual_seed(micro_batch_seed(self.config.seed, step, micro_batch))
+            torch.manual_seed(micro_batch_seed(self.config.seed, step, micro_batch * self._ranks + self._rank))
+            if self._gradient_sum and micro_batch == len(inputs) - 1:
+                self._gradient_sum.arm()
             with self._autocast():
                 loss = loss_sum(self._model, self._to_device(x), self._to_device(y), self.config.loss_chunk)
             loss.backward()
             total += loss.detach()
-        return total
+        return self._gradient_sum.finish(total) if self._gradient_sum else total
 
     @memory_reported
     def read_stats(self) -> StepStats:
@@ -247,8 +253,8 @@ class TorchBackend:
             yield
 
 
-def create(spec: GPTSpec, config: EngineConfig) -> TorchBackend:
-    return TorchBackend(spec, config)
+def create(spec: GPTSpec, config: EngineConfig, world: World | None = None) -> TorchBackend:
+    return TorchBackend(spec, config, world)
 
 
 def choose_device(choice: str) -> torch.device:

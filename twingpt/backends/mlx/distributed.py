@@ -1,0 +1,75 @@
+"""Several ranks on mx.distributed: a ring over TCP or Thunderbolt, or JACCL, MPI or NCCL where the user has them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn import average_gradients
+
+from twingpt.core.errors import PeerLostError, TwinGPTError
+from twingpt.core.memory import first_line
+from twingpt.core.world import World
+
+BUCKET_BYTES = 32 * 1024**2
+"""Gradients that travel together, as in mlx.nn.average_gradients."""
+
+_BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")
+
+
+class MLXWorld:
+    """The ranks that mlx.launch started, joined when this is made.
+
+    Raises TwinGPTError if they do not find each other.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.group = mx.distributed.init(strict=True)
+        except (RuntimeError, ValueError) as error:
+            raise TwinGPTError(
+                f"the ranks did not find each other ({first_line(error)}): check what mlx.launch was given as "
+                "--hosts or --hostfile"
+            ) from None
+        self.rank, self.size = self.group.rank(), self.group.size()
+
+    def gather(self, data: bytes) -> list[bytes]:
+        try:
+            gathered = mx.distributed.all_gather(mx.array(np.frombuffer(data, dtype=np.uint8)), group=self.group)
+            rows = np.array(gathered).reshape(self.size, len(data))
+        except RuntimeError as error:
+            raise PeerLostError(first_line(error)) from None
+        return [row.tobytes() for row in rows]
+
+    def leave(self) -> None:
+        """MLX closes its connections when the process ends."""
+
+
+class GradientSum:
+    """Sums gradients over the ranks, in groups, each as soon as the backward pass has made it."""
+
+    def __init__(self, world: World) -> None:
+        assert isinstance(world, MLXWorld)
+        self._world = world
+        # A stream of its own: on the CPU the backward pass would wait for the network otherwise.
+        self._stream = None if mx.cuda.is_available() else mx.new_stream(mx.cpu)
+
+    def __call__(self, grads: dict[str, mx.array], loss: mx.array) -> tuple[dict[str, mx.array], mx.array]:
+        """(summed gradients, summed loss), not yet computed."""
+        # The last parameters have their gradients first.
+        names = list(reversed(grads))
+        arrays = [*(grads[name] for name in names), loss[None]]
+        *means, mean_loss = average_gradients(arrays, self._world.group, BUCKET_BYTES, self._stream)
+        size = self._world.size
+        sums = {name: mean * size for name, mean in zip(names, means, strict=True)}
+        return {name: sums[name] for name in grads}, mean_loss[0] * size
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether what MLX raised, from whichever call came next, says that a rank is gone."""
+    return str(error).startswith(_BACKENDS)
+
+
+def join(timeout: float) -> MLXWorld:
+    """MLX has no timeouts of its own: the trainer's watchdog keeps the time."""
+    del timeout
+    return MLXWorld()

@@ -1,0 +1,103 @@
+"""A run of several ranks: do they agree, and is none of them stuck?"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from twingpt import __version__
+from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
+from twingpt.core.world import LAUNCHERS, World, gather_facts, launched_for
+from twingpt.train.config import RunConfig
+from twingpt.weights.checkpoint import Checkpoint
+
+OF_EACH_RANK = ("micro_batch", "keep_last", "save_every")
+"""Settings that may differ: they change nothing that is computed together."""
+
+
+def check_launcher(backend: str) -> None:
+    """Raises UsageError if another engine's launcher started this process."""
+    name = launched_for()
+    if name is not None and name != backend:
+        raise UsageError(
+            f"--backend {backend} was started by {LAUNCHERS[name]}, which serves --backend {name}: "
+            f"start it with {LAUNCHERS[backend]}"
+        )
+
+
+def check_agreement(world: World, config: RunConfig, fingerprint: dict[str, str], start: Checkpoint | None) -> None:
+    """Raises TwinGPTError, on every rank, that names the ranks which would train something else, and in what."""
+    train = {name: value for name, value in asdict(config.train).items() if name not in OF_EACH_RANK}
+    facts = {
+        "version of twingpt": __version__,
+        "step": str(start.progress.step if start else 0),
+        **fingerprint,
+        **{f"model.{name}": str(value) for name, value in config.model.to_dict().items()},
+        **{f"train.{name}": str(value) for name, value in train.items()},
+    }
+    first, *others = gather_facts(world, facts)
+    for rank, theirs in enumerate(others, 1):
+        for name in first | theirs:
+            here, there = first.get(name, "nothing"), theirs.get(name, "nothing")
+            if here != there:
+                raise TwinGPTError(
+                    f"rank {rank} has another {name} than rank 0 ({there[:60]} there, {here[:60]} on rank 0): "
+                    "give every rank the same DATA, RUN and options"
+                )
+
+
+def local_batch(batch_size: int, world: World) -> int:
+    """Sequences of an update that one rank has. Raises UsageError if the ranks cannot share them evenly."""
+    if batch_size % world.size:
+        raise UsageError(f"--batch-size {batch_size} cannot be shared by {world.size} ranks: choose a multiple")
+    return batch_size // world.size
+
+
+class Watchdog:
+    """Ends this process if its training loop does not move for too long: a rank may hang and say nothing.
+
+    A thread, as the loop itself waits in the frameworks' calls, which have no common timeout (MLX has none at all).
+    """
+
+    def __init__(self, timeout: float) -> None:
+        """timeout: seconds between two beats, in which a log interval's updates, an evaluation and a save must fit."""
+        self._timeout = timeout
+        self._last = time.monotonic()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        while (left := self._last + self._timeout - time.monotonic()) > 0:
+            time.sleep(left)
+        sys.stderr.write(
+            f"error: no rank moved for {self._timeout:g} s (--rank-timeout): one of them hangs, or is much slower; "
+            "start all of them again with --resume\n"
+        )
+        _leave_at_once(1)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """For one of several ranks: end without the frameworks' own farewell, which waits for ranks that are gone."""
+    try:
+        yield
+    except TwinGPTError as error:
+        sys.stderr.write(f"error: {error}\n")
+        _leave_at_once(error.exit_code)
+    except StoppedError as stopped:
+        _leave_at_once(stopped.exit_code)
+    except Exception:
+        traceback.print_exc()
+        _leave_at_once(1)
+
+
+def _leave_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
