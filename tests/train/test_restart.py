@@ -36,10 +36,10 @@ from twingpt.backends.mlx.backend import MLXBackend
 real = MLXBackend.train_step
 
 
-def ending(self, inputs, targets, lr, step):
+def ending(self, inputs, targets, lr, step, *rest):
     if step >= 5 and self.spec.n_layer > 1 and inputs.shape[1] > int(os.environ["MOST"]):
         os.kill(os.getpid(), int(os.environ["SIGNAL"]))
-    return real(self, inputs, targets, lr, step)
+    return real(self, inputs, targets, lr, step, *rest)
 
 
 MLXBackend.train_step = ending

@@ -111,6 +111,13 @@ def train(
             "--mps-fallback", help="Let PyTorch run on the CPU, slowly, what has no Metal kernel, instead of stopping."
         ),
     ] = False,
+    hosts: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on several machines, or several times on one: addresses with commas between them.",
+            metavar="A,B",
+        ),
+    ] = None,
     rank_timeout: Annotated[
         float, typer.Option(help="Seconds that one of several ranks waits for the others to move.", min=1.0)
     ] = 300.0,
@@ -123,6 +130,9 @@ def train(
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
     from rich.console import Console
 
+    if hosts is not None:
+        launch_on(hosts, backend)
+        return
     from twingpt.core.world import launched_for, restarted
     from twingpt.train.trackers import check_trackers
 
@@ -190,6 +200,17 @@ def train(
         from twingpt.train.log import read_metrics
 
         print_json({"run": out, "step": session.trainer.step, "metrics": read_metrics(out)[-2:]})
+
+
+def launch_on(hosts: str, backend: str) -> None:
+    """Start the ranks, which does not return, or print what to type on each host."""
+    from twingpt.train.launch import launch_hosts, start, without_hosts
+
+    launch = launch_hosts([host.strip() for host in hosts.split(",")], backend, without_hosts(sys.argv[1:]))
+    lines = start(launch)
+    typer.echo("torchrun starts only the ranks of its own machine. Type, in any order:")
+    for line in lines:
+        typer.echo(f"  {line}")
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 from mlx.nn import average_gradients
 
 from twingpt.core.errors import PeerLostError, TwinGPTError
 from twingpt.core.memory import first_line
-from twingpt.core.world import World
+from twingpt.core.world import Alone, World
 
 BUCKET_BYTES = 32 * 1024**2
 """Gradients that travel together, as in mlx.nn.average_gradients."""
@@ -69,7 +73,16 @@ def is_peer_lost(error: BaseException) -> bool:
     return str(error).startswith(_BACKENDS)
 
 
-def join(timeout: float) -> MLXWorld:
+def join(timeout: float) -> World:
     """MLX has no timeouts of its own: the trainer's watchdog keeps the time."""
     del timeout
-    return MLXWorld()
+    return Alone() if _ring_of_one() else MLXWorld()
+
+
+def _ring_of_one() -> bool:
+    """mlx.launch writes an empty host file for one host, and MLX can read neither that nor a ring of one."""
+    hosts = os.environ.get("MLX_HOSTFILE")
+    if not hosts or not Path(hosts).is_file():
+        return False
+    text = Path(hosts).read_text().strip()
+    return not text or len(json.loads(text)) < 2

@@ -1,0 +1,229 @@
+"""Several ranks are one run: the same losses, one writer, and an end for all when one is gone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.test_trainer import final_state
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.world import Alone
+from twingpt.train.config import RunConfig
+from twingpt.train.launch import launch_hosts, without_hosts
+from twingpt.train.log import read_metrics
+from twingpt.train.ranks import check_launcher, local_batch
+
+# Measured over 50 losses at the size of preset tiny (benchmarks/ranks.py): at most 2e-6 in one engine.
+TOLERANCE = 1e-5
+
+OPTIONS = ["--preset", "tiny", "--dropout", "0", "--batch-size", "4", "--device", "cpu"]
+OPTIONS += ["--log-every", "1", "--eval-every", "4", "--save-every", "4", "--block-size", "32"]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def rank_environments(backend: str, size: int, folder: Path) -> list[dict[str, str]]:
+    """What each engine's launcher sets."""
+    if backend == "mps":
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": str(size)}
+        return [{**shared, "RANK": str(rank)} for rank in range(size)]
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
+    return [{"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)} for rank in range(size)]
+
+
+@contextmanager
+def ranks(
+    backend: str, folder: Path, size: int, *options: str, of_rank: dict[int, list[str]] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """The processes of a run in folder/run."""
+    command = [sys.executable, "-m", "twingpt", "train", "--backend", backend, "--out", str(folder / "run"), *options]
+    processes = [
+        subprocess.Popen(
+            [*command, *(of_rank or {}).get(rank, [])],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, environment in enumerate(rank_environments(backend, size, folder))
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def train(backend: str, folder: Path, size: int, *options: str) -> list[str]:
+    """What each rank printed; asserts that all of them ended well."""
+    with ranks(backend, folder, size, *options) as processes:
+        said = [process.communicate(timeout=240) for process in processes]
+        assert [process.returncode for process in processes] == [0] * size, said
+    return [out for out, _ in said]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run) if "loss" in line]
+
+
+@pytest.fixture(scope="module", params=["mps", "mlx"])
+def alone(
+    request: pytest.FixtureRequest, plain_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """(engine, folder) of a run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    command = [sys.executable, "-m", "twingpt", "train", "--backend", request.param, "--data", str(plain_data)]
+    subprocess.run([*command, "--out", str(folder / "run"), *OPTIONS, "--steps", "8"], check=True, capture_output=True)
+    return request.param, folder
+
+
+def test_two_ranks_follow_one(alone: tuple[str, Path], plain_data: Path, tmp_path: Path) -> None:
+    backend, one = alone
+    said = train(backend, tmp_path, 2, "--data", str(plain_data), *OPTIONS, "--steps", "8")
+    assert "2 ranks" in said[0]
+    assert said[1] == ""
+    ours, theirs = losses(tmp_path / "run"), losses(one / "run")
+    assert len(ours) == len(theirs) == 8
+    assert np.abs(np.subtract(ours, theirs)).max() < TOLERANCE
+    for name in ("val_loss", "bits_per_byte"):
+        values = [[line[name] for line in read_metrics(run / "run") if name in line] for run in (one, tmp_path)]
+        assert np.allclose(values[0], values[1], rtol=0, atol=TOLERANCE)
+    assert [line["tokens"] for line in read_metrics(tmp_path / "run") if "tokens" in line] == [
+        line["tokens"] for line in read_metrics(one / "run") if "tokens" in line
+    ]
+
+
+def test_a_run_goes_on_with_fewer_ranks_and_in_the_other_engine(
+    alone: tuple[str, Path], plain_data: Path, tmp_path: Path
+) -> None:
+    backend, one = alone
+    train(backend, tmp_path, 2, "--data", str(plain_data), *OPTIONS, "--steps", "8", "--stop-at", "4")
+    other = {"mps": "mlx", "mlx": "mps"}[backend]
+    command = [sys.executable, "-m", "twingpt", "train", "--backend", other, "--out", str(tmp_path / "run"), "--resume"]
+    subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True)
+    assert np.abs(np.subtract(losses(tmp_path / "run"), losses(one / "run"))).max() < TOLERANCE
+    ours, theirs = (final_state(run / "run") for run in (tmp_path, one))
+    assert int(ours["adamw.count"]) == int(theirs["adamw.count"]) == 8
+
+
+def test_a_rank_that_would_train_something_else_is_named(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
+    of_rank = {1: ["--learning-rate", "0.5"]}
+    with ranks(backend_name, tmp_path, 2, "--data", str(plain_data), *OPTIONS, of_rank=of_rank) as processes:
+        for process in processes:
+            _, error = process.communicate(timeout=120)
+            assert process.returncode == 1
+            assert "rank 1 has another train.learning_rate than rank 0 (0.5 there, 0.002 on rank 0)" in error
+            assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def wait_for_checkpoint(run: Path, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        time.sleep(0.05)
+
+
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on_without_it(
+    backend_name: str, plain_data: Path, tmp_path: Path
+) -> None:
+    with ranks(backend_name, tmp_path, 2, "--data", str(plain_data), *OPTIONS, "--steps", "100000") as processes:
+        wait_for_checkpoint(tmp_path / "run", processes)
+        processes[1].kill()
+        _, error = processes[0].communicate(timeout=30)
+        assert processes[0].returncode == 1
+        assert "another rank of this run is gone" in error
+        assert "Traceback" not in error
+    step = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run").glob("checkpoints/step-*"))
+    train(backend_name, tmp_path, 1, "--resume", "--steps", str(step + 4), "--device", "cpu")
+
+
+def test_a_rank_that_hangs_ends_the_others(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
+    options = [*OPTIONS, "--steps", "100000", "--rank-timeout", "10"]
+    with ranks(backend_name, tmp_path, 2, "--data", str(plain_data), *options) as processes:
+        wait_for_checkpoint(tmp_path / "run", processes)
+        processes[1].send_signal(signal.SIGSTOP)
+        _, error = processes[0].communicate(timeout=30)
+        assert processes[0].returncode == 1
+        assert "--rank-timeout" in error or "another rank of this run is gone" in error
+
+
+def test_a_signal_to_one_rank_stops_all_in_good_order(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
+    with ranks(backend_name, tmp_path, 2, "--data", str(plain_data), *OPTIONS, "--steps", "100000") as processes:
+        wait_for_checkpoint(tmp_path / "run", processes)
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60) for process in processes]
+        assert [process.returncode for process in processes] == [0, 143], said
+    steps = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run").glob("checkpoints/step-*")]
+    assert max(steps) == len(losses(tmp_path / "run"))
+
+
+def test_what_cannot_be_launched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Three(Alone):
+        size = 3
+
+    with pytest.raises(UsageError, match="cannot be shared by 3 ranks"):
+        local_batch(4, Three())
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UsageError, match=r"started by torchrun, .* start it with mlx\.launch"):
+        check_launcher("mlx")
+    check_launcher("mps")
+
+
+def test_hosts_become_the_launchers_own_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = without_hosts(["train", "--hosts", "a,b", "--out", "my run", "--hosts=a,b"])
+    assert arguments == ["train", "--out", "my run"]
+    here = launch_hosts(["localhost", "127.0.0.1"], "mps", arguments).here
+    assert here is not None
+    assert here[1:] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "twingpt"),
+        *arguments,
+    ]
+    lines = launch_hosts(["198.51.100.1", "198.51.100.2"], "mps", arguments).on_hosts
+    assert [line[line.index("--node-rank") + 1] for line in lines.values()] == ["0", "1"]
+    assert all(line[line.index("--master-addr") + 1] == "198.51.100.1" for line in lines.values())
+    ring = launch_hosts(["198.51.100.1", "198.51.100.2"], "mlx", arguments).here
+    assert ring is not None
+    hosts = json.loads(Path(ring[ring.index("--hostfile") + 1]).read_text())
+    assert hosts == [{"ssh": f"198.51.100.{i}", "ips": [f"198.51.100.{i}"]} for i in (1, 2)]
+    with pytest.raises(UsageError, match="cannot reach localhost"):
+        launch_hosts(["localhost", "198.51.100.2"], "mlx", arguments)
+    with pytest.raises(UsageError, match="has no address"):
+        launch_hosts(["no-such-host.invalid"], "mlx", arguments)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(TwinGPTError, match=r"mlx\.launch"):
+        launch_hosts(["198.51.100.1", "198.51.100.2"], "mlx", arguments)
+
+
+def test_the_engines_launchers_start_the_ranks(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
+    options = ["--data", str(plain_data), *OPTIONS, "--steps", "2", "--hosts", "localhost,localhost"]
+    command = [sys.executable, "-m", "twingpt", "train", "--backend", backend_name, "--out", str(tmp_path / "run")]
+    result = subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=240, check=False, stdin=subprocess.DEVNULL
+    )
+    assert result.returncode == 0, result.stderr
+    assert "2 ranks" in result.stdout
+    assert RunConfig.load(tmp_path / "run").train.batch_size == 4
+    assert len(losses(tmp_path / "run")) == 2
