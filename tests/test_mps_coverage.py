@@ -124,6 +124,7 @@ def everything(
 
     # What the engine does on a CPU only.
     @patch.object(torch_model, "multiplied_by_mkl", lambda *_: False)
+    @patch.object(torch_model, "adds_sparse", lambda *_: False)
     def run() -> None:
         generator = np.random.default_rng(0)
         tokens = generator.integers(0, spec.vocab_size, (2, 2, spec.block_size + 1), dtype=np.int32)

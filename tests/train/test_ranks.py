@@ -1,19 +1,16 @@
 """Several ranks are one run: the same losses, one writer, and an end for all when one is gone."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.ranks import ranks
 from tests.train.test_trainer import final_state
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.world import Alone
@@ -22,55 +19,11 @@ from twingpt.train.launch import launch_hosts, without_hosts
 from twingpt.train.log import read_metrics
 from twingpt.train.ranks import check_launcher, local_batch
 
-# Measured over 50 losses at the size of preset tiny (benchmarks/ranks.py): at most 2e-6 in one engine.
+# Measured over 50 losses at the size of preset tiny (benchmarks/ranks.py): 1.1e-6 at most in one engine.
 TOLERANCE = 1e-5
 
 OPTIONS = ["--preset", "tiny", "--dropout", "0", "--batch-size", "4", "--device", "cpu"]
 OPTIONS += ["--log-every", "1", "--eval-every", "4", "--save-every", "4", "--block-size", "32"]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def rank_environments(backend: str, size: int, folder: Path) -> list[dict[str, str]]:
-    """What each engine's launcher sets."""
-    if backend == "mps":
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": str(size)}
-        return [{**shared, "RANK": str(rank)} for rank in range(size)]
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-    return [{"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)} for rank in range(size)]
-
-
-@contextmanager
-def ranks(
-    backend: str, folder: Path, size: int, *options: str, of_rank: dict[int, list[str]] | None = None
-) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of a run in folder/run."""
-    command = [sys.executable, "-m", "twingpt", "train", "--backend", backend, "--out", str(folder / "run"), *options]
-    processes = [
-        subprocess.Popen(
-            [*command, *(of_rank or {}).get(rank, [])],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, environment in enumerate(rank_environments(backend, size, folder))
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
 
 
 def train(backend: str, folder: Path, size: int, *options: str) -> list[str]:

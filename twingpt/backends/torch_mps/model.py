@@ -105,7 +105,9 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, view: CacheView | None = None) -> Tensor:
         """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head."""
         positions = torch.arange(tokens.shape[1], device=tokens.device) if view is None else view.positions
-        x = self.tok_emb(tokens)
+        # A tied embedding's gradient is whole for the head anyway: the few rows that the tokens name are added to that,
+        # and no second whole one is made.
+        x = F.embedding(tokens, self.tok_emb.weight, sparse=self.tied and adds_sparse(self.tok_emb.weight))
         if self.rope is None:
             x = x + self.pos_emb(positions)
         x = self.drop(x)
@@ -196,6 +198,11 @@ def multiplied_by_mkl(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkl.is_available()
     )
+
+
+def adds_sparse(weight: Tensor) -> bool:
+    """Whether a sparse gradient can be added to a whole one there; Metal has no sparse tensors to rely on."""
+    return weight.device.type == "cpu"
 
 
 class RMSNorm(nn.Module):

@@ -28,7 +28,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_grad else None
-        grad_weight = torch.zeros_like(weight) if with_grad else None
+        grad_weight: Tensor | None = None
         with torch.autocast(device, enabled=False):
             w = weight.to(dtype)
             for start in range(0, hidden.shape[0], chunk):
@@ -43,13 +43,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 exponentials = logits.sub_(highest).exp_()
                 z = exponentials.sum(dim=1, keepdim=True)
                 loss += torch.where(counted, z.log() + highest - own, 0.0).sum()
-                if grad_hidden is None or grad_weight is None:
+                if grad_hidden is None:
                     continue
                 grad_logits = exponentials.mul_(counted / z)
                 grad_logits.scatter_add_(1, target, -counted.float())
                 g = grad_logits.to(dtype)
                 grad_hidden[start : start + chunk] = g @ w
-                if dtype == weight.dtype:
+                if grad_weight is None:
+                    grad_weight = (g.T @ h).to(weight.dtype)
+                elif dtype == weight.dtype:
                     grad_weight.addmm_(g.T, h)
                 else:
                     grad_weight += g.T @ h
@@ -59,7 +61,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        # Held by autograd alone, they can be added to in place.
         grad_hidden, grad_weight = ctx.grads
+        del ctx.grads
         return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None
 
 
