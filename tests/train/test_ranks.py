@@ -1,6 +1,8 @@
 """Several ranks are one run: the same losses, one writer, and an end for all when one is gone."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.ranks import ranks
@@ -180,3 +183,26 @@ def test_the_engines_launchers_start_the_ranks(backend_name: str, plain_data: Pa
     assert "2 ranks" in result.stdout
     assert RunConfig.load(tmp_path / "run").train.batch_size == 4
     assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_again_and_they_resume(plain_data: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = tmp_path / "run"
+    options = ["--backend", "mps", "--out", str(run), "--data", str(plain_data), *OPTIONS, "--steps", "40"]
+    process = subprocess.Popen(
+        [*launcher, "--max-restarts", "1", "-m", "twingpt", "train", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        wait_for_checkpoint(run, [process])
+        psutil.Process(process.pid).children()[1].kill()
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    said = " ".join(said.split())  # the lines are cut at the width of a terminal
+    assert "from step 0 to 40" in said
+    assert re.search(r"from step [1-9]\d* to 40", said), said
+    assert len(losses(run)) == 40

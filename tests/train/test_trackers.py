@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import make_engine
 from twingpt.core.spec import GPTSpec
 from twingpt.train import trackers
 from twingpt.train.config import RunConfig, TrainConfig
 from twingpt.train.log import MetricsLog, read_metrics
-from twingpt.train.record import read_sessions
+from twingpt.train.record import read_sessions, record_session
 from twingpt.train.trackers import followed
 
 CONFIG = RunConfig(model=GPTSpec(vocab_size=16), train=TrainConfig(), data="/somewhere/private")
@@ -260,3 +261,12 @@ def test_a_run_trained_in_both_engines_is_followed_from_the_command_line(tmp_pat
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
     sessions = read_sessions(run)
     assert [(each.step, each.backend, each.device) for each in sessions] == [(0, "mlx", "cpu"), (2, "mps", "cpu")]
+
+
+def test_a_session_of_which_nothing_is_left_is_forgotten(tmp_path: Path) -> None:
+    engine = make_engine("mlx", GPTSpec(vocab_size=16, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    for step in (0, 0, 20, 40, 20):
+        record_session(tmp_path, step, engine, 1, 4)
+    with (tmp_path / "sessions.jsonl").open("a") as file:
+        file.write('{"step": 60, "star')
+    assert [each.step for each in read_sessions(tmp_path)] == [0, 20]

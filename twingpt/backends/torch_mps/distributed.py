@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from twingpt.core.errors import PeerLostError, TwinGPTError
 from twingpt.core.memory import first_line
+from twingpt.core.world import ELASTIC_RESTARTS
 
 BUCKET_BYTES = 25 * 1024**2
 """Gradients that travel together, as in torch's DistributedDataParallel."""
@@ -27,14 +30,23 @@ class TorchWorld:
         with_nccl = torch.cuda.is_available() and torch.cuda.device_count() >= local_size
         if with_nccl:
             torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        patience = timedelta(seconds=timeout)
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if with_nccl else "gloo", timeout=timedelta(seconds=timeout))
+            store, self.rank, self.size = next(rendezvous("env://", timeout=patience))
+            # torchrun keeps the store when it starts the ranks again, with the addresses of those that are gone.
+            store = dist.PrefixStore(f"restart-{os.environ.get(ELASTIC_RESTARTS, '0')}", store)  # type: ignore[attr-defined]
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if with_nccl else "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=patience,
+            )
         except (RuntimeError, ValueError) as error:
             raise TwinGPTError(
                 f"the ranks did not find each other ({first_line(error)}): check what torchrun was given as "
                 "--nnodes, --node-rank and --master-addr"
             ) from None
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def gather(self, data: bytes) -> list[bytes]:
         mine = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -116,7 +128,9 @@ def peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLostError(first_line(error)) from None
+        # gloo begins with the place in its source and goes on with what may be the cause.
+        reason = re.sub(r"^\[[^]]*\] ", "", first_line(error)).partition(". ")[0]
+        raise PeerLostError(reason) from None
 
 
 def join(timeout: float) -> TorchWorld:
