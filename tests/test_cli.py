@@ -107,6 +107,8 @@ def test_version_and_help(cli: Cli) -> None:
         "train",
         "generate",
         "eval",
+        "report",
+        "compare",
         "convert",
         "parity",
         "bench",
@@ -152,6 +154,13 @@ def mistakes(data: Path, run: Path, tmp: Path) -> dict[str, tuple[list[Any], int
         "temperature": (["generate", run, "--prompt", "x", "--temperature", -1], 2, ["--temperature"]),
         "unknown backend to generate": (["generate", run, "--prompt", "x", "--backend", "jax"], 2, ["jax"]),
         "eval without data": (["eval", run, "--data", tmp / "none"], 1, ["manifest.json"]),
+        "unknown tracker": ([*train, "--log", "mlflow"], 2, ["mlflow", "tensorboard, wandb, trackio"]),
+        "report on nothing": (["report", tmp / "none"], 1, ["none", "does not exist"]),
+        "report on a folder that is no run": (["report", tmp], 1, ["config.toml", "does not exist"]),
+        "report with other data": (["report", run, "--data", tmp, "--out", out], 1, ["manifest.json"]),
+        "report to where nothing can be": (["report", run, "--out", tmp / "notes.txt" / "x"], 1, ["notes.txt"]),
+        "compare of one": (["compare", run], 2, ["2 to 6 runs, not 1"]),
+        "compare with nothing": (["compare", run, tmp / "none"], 1, ["none", "does not exist"]),
         "convert of nothing": (["convert", tmp / "none", out, "--to", "hf"], 1, ["none", "does not exist"]),
         "convert of a text": (
             ["convert", tmp / "notes.txt", out, "--to", "hf"],
@@ -195,6 +204,28 @@ def test_a_framework_that_is_not_installed_is_named(
         result = cli("train", "--out", tmp_path / "run", "--data", plain_data, "--backend", name)
         assert_one_line(result, 1, extra, "not installed")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(
+    cli: Cli, tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from twingpt.train import trackers
+
+    monkeypatch.setattr(trackers, "framework_installed", lambda module: module != name)
+    result = cli("train", "--out", tmp_path / "run", "--data", plain_data, "--log", name)
+    assert_one_line(result, 1, f"twingpt[{name}]", "not installed")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
+def test_a_report_names_the_extra_that_it_needs(
+    cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for args in (("report", trained), ("compare", trained, trained, "--out", tmp_path / "c.html")):
+        assert_one_line(cli(*args), 1, module, "twingpt[report]")
+    assert cli("compare", trained, trained)[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -20,8 +20,10 @@ ALLOWED = {
     "generation": {"core", "data", "generation"},
     "train": {"core", "data", "weights", "train", "generation", "doctor"},
     "bench": {"core", "backends", "weights", "doctor", "train", "bench"},
+    "plan": {"core", "doctor", "train", "bench", "plan"},
     "evaluate": {"core", "data", "generation", "evaluate"},
     "convert": {"core", "data", "weights", "generation", "train", "convert"},
+    "report": {"core", "data", "weights", "doctor", "train", "bench", "report"},
     "serve": {"core", "data", "weights", "train", "generation", "serve"},
 }
 FRAMEWORKS = {"torch": "torch_mps", "mlx": "mlx"}

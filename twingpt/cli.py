@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from twingpt import __version__
-from twingpt.commands import bench, convert, data, generate, serve, train
+from twingpt.commands import bench, convert, data, generate, plan, report, serve, train
 from twingpt.commands.options import AnyBackend, Device, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
@@ -22,6 +22,9 @@ app.command()(data.prepare)
 app.command()(train.train)
 app.command()(bench.bench)
 app.command()(bench.tune)
+app.command()(plan.plan)
+app.command()(report.report)
+app.command()(report.compare)
 app.command()(convert.convert)
 app.command()(serve.serve)
 app.command()(generate.generate)

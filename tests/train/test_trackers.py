@@ -6,6 +6,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def wandb_history(run: Path) -> tuple[set[str], list[tuple[int, float]], str]:
         for data in leveldb_records(path):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
-            everything += str(record)
+            everything += f"\n{record}"
             if record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
             elif record.WhichOneof("record_type") == "history":
@@ -160,7 +161,13 @@ def test_wandb_goes_on_with_the_same_run_and_hears_nothing_twice(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     killed_and_resumed(tmp_path / "run", "wandb")
-    ids, losses, everything = wandb_history(tmp_path / "run")
+    deadline = time.monotonic() + 60
+    while True:
+        ids, losses, everything = wandb_history(tmp_path / "run")
+        # Its service ends a file a moment after the run has finished, with this record.
+        if everything.count("\nexit {") == 3 or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
     assert ids == {json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]["id"]}
     assert losses == [(1, 11), (2, 12), (3, 13), (4, 14), (5, 15), (6, 16), (7, 27), (8, 28)]
     assert "/somewhere/private" not in everything

@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +26,6 @@ from twingpt.weights.format import write_whole
 TRACKERS_FILE = "trackers.json"
 TENSORBOARD_FOLDER = "tensorboard"
 PROJECT = "twingpt"
-MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
-"""Tracker, which is also the name of its extra -> the module that writes for it."""
-
 FINISH_SECONDS = 60.0
 """How long the end of a training waits for an upload; wandb keeps the rest for `wandb sync`."""
 
@@ -60,25 +58,35 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, without PyTorch."""
+    """Event files in RUN/tensorboard, by TensorBoard's own writer: tensorboardX would load PyTorch beside MLX."""
 
     rewrites = True
 
     def __init__(self, start: Start) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = SummaryWriter(str(start.run_dir / TENSORBOARD_FOLDER), purge_step=start.step + 1)
+        self._event = Event
+        self._writer = EventFileWriter(str(start.run_dir / TENSORBOARD_FOLDER))
+        # From here on it hides what an earlier file has of this step or a later one.
+        self._add(start.step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, step: int, numbers: dict[str, float], sample: str | None) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._add(step, summary=Summary(value=values))
         if sample is not None:
-            self._writer.add_text("val/sample", _as_code(sample), step)
+            self._add(step, summary=text_pb("val/sample", _as_code(sample)))
         # Or a killed run would lose two minutes of what trackers.json says it has written.
         self._writer.flush()
 
     def finish(self) -> None:
         self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.add_event(self._event(step=step, wall_time=time.time(), **content))
 
 
 class WeightsAndBiases:
@@ -125,7 +133,7 @@ class Trackio:
     def __init__(self, start: Start) -> None:
         import trackio
 
-        self._markdown = trackio.Markdown
+        self._markdown, self._finish = trackio.Markdown, trackio.finish
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
             # It finds a run again by its name, and many a run's folder is called "run".
@@ -142,7 +150,8 @@ class Trackio:
         self._run.log(values, step=step)
 
     def finish(self) -> None:
-        self._run.finish()
+        # Not the run's own: that leaves it to be finished once more when Python ends.
+        self._finish()
 
 
 OPENERS: dict[str, Callable[[Start], Tracker]] = {
@@ -150,17 +159,16 @@ OPENERS: dict[str, Callable[[Start], Tracker]] = {
     "wandb": WeightsAndBiases,
     "trackio": Trackio,
 }
+"""Name of a tracker, of its package and of the extra that installs it -> what opens it."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raises UsageError for an unknown name, TwinGPTError if its package is not installed."""
     for name in names:
-        if name not in MODULES:
-            raise UsageError(f"--log {name}: choose one of {', '.join(MODULES)}")
-        if not framework_installed(MODULES[name]):
-            raise TwinGPTError(
-                f"--log {name} needs {MODULES[name]}, which is not installed: pip install 'twingpt[{name}]'"
-            )
+        if name not in OPENERS:
+            raise UsageError(f"--log {name}: choose one of {', '.join(OPENERS)}")
+        if not framework_installed(name):
+            raise TwinGPTError(f"--log {name}: that package is not installed: pip install 'twingpt[{name}]'")
 
 
 @contextlib.contextmanager

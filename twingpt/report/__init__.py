@@ -1,0 +1,1 @@
+"""Pages about runs: one run told whole, or several side by side."""
