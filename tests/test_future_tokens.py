@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.leaks import LEAKS, Rows, leak_everywhere, one_key_too_many
+from twingpt.backends.mlx import model
 from twingpt.backends.torch_mps.backend import TorchBackend
 from twingpt.core.backend import EngineConfig, Precision, create_backend
 from twingpt.core.errors import TwinGPTError
@@ -72,15 +73,20 @@ def test_training_does_not_start_on_a_leak(
 
 def test_a_leak_of_the_training_path_alone_is_found(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout takes another way through attention, which evaluation and plain gradients never see."""
-    attention = F.scaled_dot_product_attention
+    attention, drop = F.scaled_dot_product_attention, model.drop
 
     def in_torch(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         if options["dropout_p"] > 0.0:
             options |= {"is_causal": False, "attn_mask": torch.from_numpy(one_key_too_many(q.shape[-2]))}
         return attention(q, k, v, **options)
 
+    def in_mlx(x: Any, probability: float, keys: Any) -> Any:
+        if keys is not None and x.ndim == 4:
+            x = x + mx.array(one_key_too_many(x.shape[-1]) & ~np.tri(x.shape[-1], dtype=np.bool_))
+        return drop(x, probability, keys)
+
     monkeypatch.setattr(F, "scaled_dot_product_attention", in_torch)
-    monkeypatch.setattr(mx, "tri", lambda T, dtype: mx.array(one_key_too_many(T)))
+    monkeypatch.setattr(model, "drop", in_mlx)
     assert probed(backend_name, "eval", "float32") == 0.0
     assert probed(backend_name, "gradient", "float32") == 0.0
     with pytest.raises(TwinGPTError, match="a training step, dropout on"):
@@ -89,18 +95,18 @@ def test_a_leak_of_the_training_path_alone_is_found(backend_name: str, monkeypat
 
 def test_a_leak_of_the_gradient_alone_is_found(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The values are right, but the loss up to t pulls at tokens after it."""
-    torch_attention, mlx_attention = F.scaled_dot_product_attention, mx.fast.scaled_dot_product_attention
+    torch_attention, causal_softmax = F.scaled_dot_product_attention, model.causal_softmax
 
     def in_torch(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         seen = torch_attention(q, k, v)
         return torch_attention(q, k, v, **options) + (seen - seen.detach())
 
-    def in_mlx(q: Any, k: Any, v: Any, *, scale: float, mask: Any) -> Any:
-        seen = mlx_attention(q, k, v, scale=scale, mask=None)
-        return mlx_attention(q, k, v, scale=scale, mask=mask) + (seen - mx.stop_gradient(seen))
+    def in_mlx(scores: Any) -> Any:
+        seen = mx.softmax(scores, axis=-1)
+        return causal_softmax(scores) + (seen - mx.stop_gradient(seen))
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", in_torch)
-    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", in_mlx)
+    monkeypatch.setattr(model, "causal_softmax", in_mlx)
     assert probed(backend_name, "eval", "float32") == 0.0
     assert probed(backend_name, "gradient", "float32") > 0.1
 

@@ -92,7 +92,8 @@ def test_the_engines_are_mirrored() -> None:
     torch_files, mlx_files = (
         {path.name for path in (PACKAGE / "backends" / engine).glob("*.py")} for engine in FRAMEWORKS.values()
     )
-    assert torch_files == mlx_files
+    # PyTorch is quick on a CPU by itself.
+    assert torch_files | {"cpu.py"} == mlx_files
 
 
 @pytest.mark.parametrize("code", ["import twingpt", "import sys; sys.argv = ['twingpt', '--help']; main()"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from twingpt.backends.mlx import cpu
 from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
 
@@ -40,15 +41,22 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v, mask = cache.update(k, v)
         scale = self.head_dim**-0.5
-        if keys is None:
+        if keys is None and not (cpu.here() and mask is None):
             y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
         else:
             if self.kv_heads != self.n_head:
                 k, v = (mx.repeat(part, self.n_head // self.kv_heads, axis=1) for part in (k, v))
-            causal = mx.tri(T, dtype=mx.bool_)
-            scores = mx.where(causal, (q * scale) @ k.swapaxes(2, 3), mx.finfo(q.dtype).min)
-            y = drop(mx.softmax(scores, axis=-1, precise=True), self.dropout, keys) @ v
+            y = drop(causal_softmax((q * scale) @ k.swapaxes(2, 3)), self.dropout, keys) @ v
         return drop(self.proj(y.swapaxes(1, 2).reshape(B, T, -1)), self.dropout, keys)
+
+
+def causal_softmax(scores: mx.array) -> mx.array:
+    """[..., T, T] over the last axis, up to the query's own position."""
+    causal = mx.tri(scores.shape[-1], dtype=mx.bool_)
+    lowest = mx.finfo(scores.dtype).min
+    if cpu.here() and scores.dtype == mx.float32:
+        return cpu.softmax(scores + mx.where(causal, 0.0, lowest / 2))
+    return mx.softmax(mx.where(causal, scores, lowest), axis=-1, precise=True)
 
 
 class MLP(nn.Module):
@@ -66,10 +74,12 @@ class MLP(nn.Module):
 
     def hidden(self, x: mx.array) -> mx.array:
         if self.activation == "swiglu":
-            return nn.silu(self.gate(x)) * self.fc(x)
+            return (cpu.silu if cpu.here() else nn.silu)(self.gate(x)) * self.fc(x)
         if self.activation == "relu2":
             return nn.relu2(self.fc(x))
-        return nn.gelu_approx(self.fc(x)) if self.activation == "gelu_tanh" else nn.gelu(self.fc(x))
+        if self.activation == "gelu_tanh":
+            return (cpu.gelu_tanh if cpu.here() else nn.gelu_approx)(self.fc(x))
+        return (cpu.gelu if cpu.here() else nn.gelu)(self.fc(x))
 
 
 class Block(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from twingpt.backends.mlx import cpu
 from twingpt.backends.mlx.model import GPT
 from twingpt.core.backend import EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
@@ -32,6 +33,11 @@ def _chunked_cross_entropy(chunk: int) -> Callable[..., tuple[mx.array, mx.array
         for h, target in _chunks(hidden, targets, chunk):
             # MLX runs what only the end needs at the end: a chunk's logits would wait for that, with every other's.
             (h,) = mx.depends([h], [loss, grad_weight, *grad_hidden[-1:]])
+            if cpu.here() and h.dtype == mx.float32:
+                new_loss, g, more = cpu.cross_entropy(h, weight, target)
+                loss, grad_weight = loss + new_loss, grad_weight + more
+                grad_hidden.append(g)
+                continue
             logits, log_z, index, counted = _logits(h, weight, target)
             losses = log_z - mx.take_along_axis(logits, index, axis=1)
             loss = loss + mx.where(counted, losses, 0.0).sum()
