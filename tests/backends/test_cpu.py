@@ -2,13 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from twingpt.backends.mlx import cpu
+from twingpt.core.backend import EngineConfig, create_backend
+from twingpt.core.init import initial_weights
+from twingpt.core.params import OptimizerName
+from twingpt.core.spec import GPTSpec
+from twingpt.core.state import MODEL
 
 Function = Callable[[mx.array], mx.array]
 
@@ -88,3 +95,46 @@ def test_cross_entropy_and_its_gradients() -> None:
     found = cpu.cross_entropy(h, weight, target)
     for a, b in zip(found, (wanted, *gradients), strict=True):
         assert largest(a - b) < 3e-6 * (1.0 + largest(b))
+
+
+def use_threads(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "BLAS_THREADS", number)
+    monkeypatch.setattr(cpu, "STREAMS", [mx.new_thread_local_stream(mx.Device(mx.cpu)) for _ in range(number)])
+
+
+def trained(spec: GPTSpec, rows: int, optimizer: OptimizerName) -> dict[str, NDArray[Any]]:
+    """The state after two updates of two micro-batches, the last row's targets not all counted."""
+    backend = create_backend("mlx", spec, EngineConfig(device="cpu", loss_chunk=24, optimizer=optimizer))
+    backend.load_state({MODEL + name: weight for name, weight in initial_weights(spec, 0).items()})
+    tokens = np.random.default_rng(0).integers(0, spec.vocab_size, (2, rows, 17), dtype=np.int32)
+    targets = tokens[..., 1:].copy()
+    targets[:, -1, 3:9] = -1
+    for step in range(2):
+        backend.train_step(tokens[..., :-1], targets, 1e-3, step)
+    stats = backend.read_stats()
+    return backend.export_state() | {"loss": np.array(stats.loss_sums), "norm": np.array(stats.grad_norms)}
+
+
+@pytest.mark.parametrize(("rows", "optimizer"), [(1, "adamw"), (3, "adamw"), (4, "adamw"), (4, "muon")])
+def test_a_batch_in_parts_is_the_batch(rows: int, optimizer: OptimizerName, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = GPTSpec(vocab_size=50, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.0)
+    use_threads(1, monkeypatch)
+    whole = trained(spec, rows, optimizer)
+    use_threads(2, monkeypatch)
+    parts = trained(spec, rows, optimizer)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=2e-4, atol=2e-6, err_msg=name)
+
+
+def test_parts_drop_out_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_threads(2, monkeypatch)
+
+    def dropped(
+        weights: dict[str, mx.array], x: mx.array, y: mx.array, key: mx.array, parts: int
+    ) -> tuple[mx.array, dict[str, mx.array]]:
+        return x.sum(), {"kept": mx.random.bernoulli(0.5, (1, 1000), key=key).astype(mx.float32)}
+
+    rows = mx.zeros((2, 4))
+    _, grads = cpu.in_parts(dropped)({"kept": mx.zeros((1, 1000))}, rows, rows, mx.random.key(0))
+    assert set(np.array(grads["kept"]).ravel()) == {0.0, 1.0, 2.0}

@@ -9,9 +9,11 @@ import sys
 # MLX_ENABLE_TF32=1 in the environment trades the precision for speed.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
+OPENBLAS: ctypes.CDLL | None = None
+
 if sys.platform == "linux":
     # MLX's Linux wheel calls the reference BLAS. Symbols that are in the global scope before its first product come
     # first: with OpenBLAS there, products are 15 to 20 times faster. LD_PRELOAD would do the same to PyTorch too, whose
     # own BLAS it replaces and slows down.
     with contextlib.suppress(OSError):
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        OPENBLAS = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)

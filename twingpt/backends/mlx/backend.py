@@ -11,6 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
+from twingpt.backends.mlx import cpu
 from twingpt.backends.mlx.distributed import GradientSum, is_peer_lost
 from twingpt.backends.mlx.model import GPT, CacheView, KVCache
 from twingpt.backends.mlx.step import Moments, clip_and_update, create_optimizer, eval_loss_sum, loss_sum
@@ -73,7 +74,7 @@ class MLXBackend:
         self._rank, self._ranks = (world.rank, world.size) if world else (0, 1)
         self._gradient_sum = GradientSum(world) if world and self._ranks > 1 else None
         self._loss_and_grads = mx.value_and_grad(self._loss)
-        self._micro_step = mx.compile(self._loss_and_grads)
+        self._micro_step = (cpu.in_parts if self.device == "cpu" else mx.compile)(self._loss_and_grads)
         self._update = mx.compile(clip_and_update(self._table, config))
         self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
 
@@ -118,11 +119,13 @@ class MLXBackend:
 
     @on_device
     def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
+        cpu.use_blas_threads()
         loss = eval_loss_sum(self._model, _to_mlx(inputs), _to_mlx(targets), self.config.loss_chunk)
         return float(loss), int((targets >= 0).sum())
 
     @on_device
     def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
+        cpu.use_blas_threads()
         weights = self._weights()
         loss, grads = self._loss_and_grads(weights, _to_mlx(inputs), _to_mlx(targets), None)
         self._set_weights(weights)
@@ -131,6 +134,7 @@ class MLXBackend:
 
     @on_device
     def logits(self, tokens: Array) -> NDArray[np.float32]:
+        cpu.use_blas_threads()
         return _to_numpy(self._model.logits(self._model(_to_mlx(tokens))))
 
     @on_device
@@ -203,17 +207,24 @@ class MLXBackend:
         mx.synchronize(mx.default_stream(self._device))
 
     def _cached_logits(self, tokens: Array, view: CacheView, last: int) -> NDArray[np.float32]:
+        cpu.use_blas_threads()
         hidden = self._model(_to_mlx(tokens), view)
         logits = self._model.logits(hidden[:, last])
         mx.eval(logits, view.cache.k, view.cache.v)
         return _to_numpy(logits)
 
     def _loss(
-        self, weights: dict[str, mx.array], inputs: mx.array, targets: mx.array, key: mx.array | None
+        self,
+        weights: dict[str, mx.array],
+        inputs: mx.array,
+        targets: mx.array,
+        key: mx.array | None,
+        parts: int = 1,
     ) -> mx.array:
+        """parts: how many of these are computed at one time; the chunk of the loss is for all of them together."""
         # Differentiating or compiling this leaves placeholders in the model: whoever does so sets the weights after.
         self._set_weights(weights)
-        return loss_sum(self._model, inputs, targets, self.config.loss_chunk, key)
+        return loss_sum(self._model, inputs, targets, max(1, self.config.loss_chunk // parts), key)
 
     def _weights(self) -> dict[str, mx.array]:
         flat = dict(tree_flatten(self._model.parameters()))

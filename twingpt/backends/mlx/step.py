@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx.utils import tree_map
 
 from twingpt.backends.mlx import cpu
 from twingpt.backends.mlx.model import GPT
@@ -119,48 +119,58 @@ def clip_and_update(
     clipping, whether the update was applied). Means are made from the sums, the global norm is clipped, and the
     optimizer is applied; mlx.optimizers has no way to leave everything alone when a gradient is not finite.
     """
+    spread = cpu.Spread({name: math.prod(param.shape) for name, param in table.items()})
 
     def update(
         weights: Tree, arrays: list[Any], grads: Tree, loss: mx.array, tokens: mx.array, lr: mx.array
     ) -> tuple[Tree, list[Any], mx.array, mx.array]:
         # Row by row: MLX on the CPU adds up a large tensor in one float32, 1.6e-4 off at 2,000 x 128.
-        norm = mx.sqrt(mx.stack([mx.square(grad).sum(axis=-1).sum() for grad in grads.values()]).sum()) / tokens
+        squares = spread(lambda _, grad: mx.square(grad).sum(axis=-1).sum(), grads)
+        norm = mx.sqrt(mx.stack(list(squares.values())).sum()) / tokens
         scale = 1.0 / tokens
         if config.grad_clip > 0.0:
             # The 1e-6 keeps a zero gradient from dividing by zero, as in torch.nn.utils.clip_grad_norm_.
             scale = scale * mx.minimum(config.grad_clip / (norm + 1e-6), 1.0)
         finite = mx.isfinite(norm) & mx.isfinite(loss)
-        grads = {name: grad * scale for name, grad in grads.items()}
+        grads = spread(lambda _, grad: grad * scale, grads)
         old = Moments(*arrays)
-        new_weights, new = _adamw(weights, old, grads, lr, table, config)
+        new_weights, new = _adamw(weights, old, grads, lr, table, config, spread)
         if old.momentum:
             more_weights, new.momentum = _muon(weights, old.momentum, grads, lr, table, config)
             new.muon_count = old.muon_count + 1
             new_weights |= more_weights
-        weights, arrays = tree_map(
-            lambda old, new: mx.where(finite, new, old),
-            (weights, arrays),
-            ({name: new_weights[name] for name in weights}, new.arrays()),
-        )
-        return weights, arrays, norm, finite
+
+        def applied(old: Any, new: Any) -> Any:
+            if isinstance(old, mx.array):
+                return mx.where(finite, new, old)
+            return spread(lambda name, old: mx.where(finite, new[name], old), old)
+
+        return applied(weights, new_weights), list(map(applied, arrays, new.arrays())), norm, finite
 
     return update
 
 
 def _adamw(
-    weights: Tree, moments: Moments, grads: Tree, lr: mx.array, table: dict[str, Param], config: EngineConfig
+    weights: Tree,
+    moments: Moments,
+    grads: Tree,
+    lr: mx.array,
+    table: dict[str, Param],
+    config: EngineConfig,
+    spread: cpu.Spread,
 ) -> tuple[Tree, Moments]:
     """(new weights of AdamW's parameters, new moments)."""
     count = moments.count + 1
     step_size = lr / (1.0 - config.beta1**count)
     root_correction = mx.sqrt(1.0 - config.beta2**count)
-    new_weights, m, v = {}, {}, {}
-    for name in moments.m:
-        m[name] = config.beta1 * moments.m[name] + (1.0 - config.beta1) * grads[name]
-        v[name] = config.beta2 * moments.v[name] + (1.0 - config.beta2) * mx.square(grads[name])
+    m = spread(lambda name, m: config.beta1 * m + (1.0 - config.beta1) * grads[name], moments.m)
+    v = spread(lambda name, v: config.beta2 * v + (1.0 - config.beta2) * mx.square(grads[name]), moments.v)
+
+    def moved(name: str, m: mx.array) -> mx.array:
         weight = weights[name] * (1.0 - lr * (config.weight_decay if table[name].decay else 0.0))
-        new_weights[name] = weight - step_size * m[name] / (mx.sqrt(v[name]) / root_correction + config.eps)
-    return new_weights, Moments(m, v, count, moments.momentum, moments.muon_count)
+        return weight - step_size * m / (mx.sqrt(v[name]) / root_correction + config.eps)
+
+    return spread(moved, m), Moments(m, v, count, moments.momentum, moments.muon_count)
 
 
 def _muon(
@@ -172,9 +182,10 @@ def _muon(
     directions = {name: grads[name] + beta * new for name, new in momentum.items()}
     updates: dict[str, list[mx.array]] = {name: [] for name in momentum}
     for (rows, columns), group in matrices_by_shape(table).items():
-        x = mx.stack([directions[matrix.name][matrix.start : matrix.stop] for matrix in group])
-        for matrix, update in zip(group, orthogonal(x) * update_scale(rows, columns), strict=True):
-            updates[matrix.name].append(update)
+        for own in cpu.in_turn(group):
+            x = mx.stack([directions[matrix.name][matrix.start : matrix.stop] for matrix in own])
+            for matrix, update in zip(own, orthogonal(x) * update_scale(rows, columns), strict=True):
+                updates[matrix.name].append(update)
     return {
         name: weights[name] * (1.0 - lr * config.weight_decay) - lr * mx.concatenate(parts)
         for name, parts in updates.items()
