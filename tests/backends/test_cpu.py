@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from twingpt.backends.mlx import cpu
+from twingpt.backends.mlx.model import LARGE_WEIGHT, product
 from twingpt.core.backend import EngineConfig, create_backend
 from twingpt.core.init import initial_weights
 from twingpt.core.params import OptimizerName
@@ -138,3 +139,24 @@ def test_parts_drop_out_differently(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = mx.zeros((2, 4))
     _, grads = cpu.in_parts(dropped)({"kept": mx.zeros((1, 1000))}, rows, rows, mx.random.key(0))
     assert set(np.array(grads["kept"]).ravel()) == {0.0, 1.0, 2.0}
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_wide_product_in_parts_is_the_product(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_threads(2, monkeypatch)
+    x, weight = normal(rows, 1, 128), normal(16_000, 128, seed=1)
+    assert weight.size > LARGE_WEIGHT
+    np.testing.assert_allclose(np.array(product(x, weight)), np.array(x @ weight.T), rtol=1e-5, atol=2e-5)
+
+
+def test_the_compiled_decoding_follows_slot_length_and_weights() -> None:
+    spec = GPTSpec(vocab_size=50, block_size=80, n_layer=2, n_head=2, n_embd=16)
+    backend = create_backend("mlx", spec, EngineConfig(device="cpu"))
+    tokens = np.random.default_rng(0).integers(0, 50, 70, dtype=np.int32)
+    for seed in range(2):
+        backend.load_state({MODEL + name: 5.0 * weight for name, weight in initial_weights(spec, seed).items()})
+        cache = backend.new_cache(2, 80)
+        for slot in (1, 0):
+            found = [backend.prefill(cache, slot, tokens[:60])]
+            found += [backend.decode(cache, [slot], tokens[i : i + 1])[0] for i in range(60, 70)]
+            np.testing.assert_allclose(found, backend.logits(tokens[None])[0, 59:], rtol=1e-4, atol=1e-4)

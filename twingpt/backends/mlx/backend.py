@@ -76,6 +76,7 @@ class MLXBackend:
         self._loss_and_grads = mx.value_and_grad(self._loss)
         self._micro_step = (cpu.in_parts if self.device == "cpu" else mx.compile)(self._loss_and_grads)
         self._update = mx.compile(clip_and_update(self._table, config))
+        self._decode_one = mx.compile(self._one_token, inputs=[self._model.state])
         self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
 
     @on_device
@@ -144,7 +145,7 @@ class MLXBackend:
     @on_device
     def prefill(self, cache: KVCache, slot: int, tokens: Array) -> NDArray[np.float32]:
         padded, positions = prefill_plan(tokens, cache.capacity)
-        view = CacheView(cache, mx.array([slot]), mx.array(positions), 0, None, None)
+        view = CacheView(cache.k, cache.v, mx.array([slot]), mx.array(positions), 0, None, None)
         logits = self._cached_logits(padded[None], view, last=len(tokens) - 1)
         cache.lengths[slot] = len(tokens)
         return logits[0]
@@ -154,11 +155,29 @@ class MLXBackend:
         lengths = [cache.lengths[slot] for slot in slots]
         span = attention_span(max(lengths) + 1, cache.capacity)
         positions, mask = decode_plan(lengths, span)
-        view = CacheView(cache, mx.array(slots), mx.array(positions), span, mx.array(mask), slot_run(slots))
+        if self.device == "cpu" and len(slots) == 1:
+            logits = self._decode_compiled(cache, slots[0], tokens, positions, mask)
+            cache.lengths[slots[0]] += 1
+            return logits
+        view = CacheView(cache.k, cache.v, mx.array(slots), mx.array(positions), span, mx.array(mask), slot_run(slots))
         logits = self._cached_logits(np.asarray(tokens)[:, None], view, last=0)
         for slot in slots:
             cache.lengths[slot] += 1
         return logits
+
+    def _decode_compiled(
+        self, cache: KVCache, slot: int, tokens: Array, positions: Array, mask: Array
+    ) -> NDArray[np.float32]:
+        """decode of one slot without making its graph in Python again."""
+        cpu.use_blas_threads()
+        # Held by the graph alone, the cache can be written in place.
+        k, v, cache.k, cache.v = cache.k, cache.v, [], []
+        logits, cache.k, cache.v = self._decode_one(
+            k, v, slot, _to_mlx(tokens)[:, None], mx.array(positions), mx.array(mask)
+        )
+        del k, v
+        mx.eval(logits, cache.k, cache.v)
+        return _to_numpy(logits)
 
     def free(self, cache: KVCache, slot: int) -> None:
         cache.lengths[slot] = 0
@@ -210,8 +229,14 @@ class MLXBackend:
         cpu.use_blas_threads()
         hidden = self._model(_to_mlx(tokens), view)
         logits = self._model.logits(hidden[:, last])
-        mx.eval(logits, view.cache.k, view.cache.v)
+        mx.eval(logits, view.k, view.v)
         return _to_numpy(logits)
+
+    def _one_token(
+        self, k: list[mx.array], v: list[mx.array], slot: int, tokens: mx.array, positions: mx.array, mask: mx.array
+    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        view = CacheView(k, v, mx.array([slot]), positions, mask.shape[-1], mask, slice(slot, slot + 1))
+        return self._model.logits(self._model(tokens, view)[:, 0]), k, v
 
     def _loss(
         self,
