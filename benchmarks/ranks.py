@@ -2,10 +2,10 @@
 
     python -m benchmarks.ranks [--steps 50] [--kills 20] [--seed 0] [--out FILE.json]
 
-For each engine: the losses of 1, 2 and 4 processes on this machine, dropout off; a run of 2 that is gone on with by 1, and by
-the other engine. Then runs of 2 ranks of which one, at a seeded random instant, gets SIGKILL: how long the other takes
-to end, and whether the run, resumed each time with one or two ranks, ends with the losses of an untouched one. Runs on
-the CPU, one thread a process. Writes results/ranks.json beside this file.
+For each engine: the losses of 1, 2 and 4 processes on this machine, dropout off; a run of 2 that is gone on with by 1,
+and by the other engine. Then runs of 2 ranks of which one, at a seeded random instant, gets SIGKILL: how long the other
+takes to end, and whether the run, resumed each time, ends with the losses of an untouched one. Runs on the CPU, one
+thread a process. Writes results/ranks.json beside this file.
 """
 
 import argparse
