@@ -28,7 +28,9 @@ ENGINES = ("mps", "mlx")
 EXAMPLE = Path(__file__).parents[1] / "twingpt" / "examples" / "ph_life_ko.txt"
 WAIT_S = 30.0
 """Within which every rank must have ended after one was killed."""
-OPTIONS = ["--preset", "tiny", "--dropout", "0", "--batch-size", "8", "--device", "cpu", "--log-every", "1"]
+TIMEOUT = ["--rank-timeout", "20"]
+"""A rank that dies before it has met the others is missed by nothing but the clock."""
+OPTIONS = [*TIMEOUT, "--preset", "tiny", "--dropout", "0", "--batch-size", "8", "--device", "cpu", "--log-every", "1"]
 SAVE_EVERY = 5
 
 
@@ -87,7 +89,7 @@ def killed(root: Path, engine: str, fresh: list[str], steps: int, kills: int, rn
         folder.mkdir()
         while len(ends) < kills:
             saved = bool(CheckpointStore(folder / "run").steps())
-            options = ["--resume", "--device", "cpu"] if saved else [*fresh, "--steps", str(steps)]
+            options = ["--resume", "--device", "cpu", *TIMEOUT] if saved else [*fresh, "--steps", str(steps)]
             size = 2 if len(ends) % 2 == 0 or not saved else rng.choice((2, 4))
             end = kill_one(engine, folder, size, options, rng, duration)
             if end is None:

@@ -1,9 +1,12 @@
 """What cleaning removes, and that it removes nothing else; documents come out with one blank line between them."""
 
 import re
+import tempfile
 import unicodedata
+from random import Random
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +25,7 @@ from twingpt.data.clean import (
     split_documents,
     without_boilerplate,
 )
+from twingpt.data.corpus import Table
 
 NOTES = st.lists(
     st.sampled_from(
@@ -202,11 +206,30 @@ def test_junk_is_dropped_only_when_asked() -> None:
     assert dropped.changes.counts["lines of only code, log, URL or emoji dropped"] == 2
 
 
+def _boilerplate(lines: npt.NDArray[np.uint64], documents: int) -> frozenset[int]:
+    with tempfile.TemporaryFile() as file:
+        file.write(lines.tobytes())
+        file.flush()
+        return boilerplate_hashes(Table(file, "<u8"), documents)
+
+
+@given(st.dictionaries(st.integers(0, 2**64 - 1), st.integers(1, 30), max_size=8), st.integers(1, 500), st.randoms())
+def test_boilerplate_is_what_an_exact_count_finds(counts: dict[int, int], documents: int, order: Random) -> None:
+    """In two buckets, so that rare lines share a bucket with frequent ones."""
+    lines = [line for line, number in counts.items() for _ in range(number)]
+    order.shuffle(lines)
+    least = max(20, -(-documents // 20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clean, "_BUCKETS", np.uint64(2))
+        found = _boilerplate(np.asarray(lines, dtype=np.uint64), documents)
+    assert found == {line for line, number in counts.items() if number >= least}
+
+
 def test_boilerplate_goes_and_contacts_stay() -> None:
     footer, number = "이 글은 카페 공지입니다", "TEL: +63 2 8555 0123"
     documents = [f"제목 {index}\n{footer}\n{number}\n내용 {index}" for index in range(40)]
     chunk = clean_chunk("\n\n".join(documents), CleanSettings(merge=False))
-    hashes = boilerplate_hashes(chunk.lines, len(documents))
+    hashes = _boilerplate(chunk.lines, len(documents))
     assert hashes == {line_hash(footer), line_hash(number)}
     changes = Changes()
     assert without_boilerplate(documents[3], hashes, changes) == f"제목 3\n{number}\n내용 3"
@@ -218,8 +241,8 @@ def test_a_line_repeated_within_one_document_is_no_boilerplate() -> None:
     chunk = clean_chunk(
         "\n".join(["같은 줄을 반복합니다"] * 100) + "\n\n다른 글입니다 그래요", CleanSettings(merge=False)
     )
-    assert boilerplate_hashes(chunk.lines, 2) == frozenset()
-    assert boilerplate_hashes(np.empty(0, dtype=np.uint64), 0) == frozenset()
+    assert _boilerplate(chunk.lines, 2) == frozenset()
+    assert _boilerplate(np.empty(0, dtype=np.uint64), 0) == frozenset()
 
 
 def test_masked_contacts_leave_placeholders() -> None:

@@ -1,10 +1,18 @@
 """Duplicates are found and others are not; no near duplicate of a training document is in validation."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twingpt.data import dedup
-from twingpt.data.dedup import digest, find_duplicates, groups, near_pairs, normalised, signatures, similarity
+from twingpt.data.corpus import Table
+from twingpt.data.dedup import digest, find_duplicates, near_pairs, normalised, signatures, similarity, ties
 
 SENTENCE = "{}번 문서는 {} 지역의 {}에 대한 안내이며 방문할 때는 {}을 꼭 챙겨야 합니다. "
 PLACES = ["마닐라", "세부", "바기오", "다바오", "앙헬레스", "일로일로", "보홀", "클락"]
@@ -20,22 +28,40 @@ def _document(number: int, length: int = 12) -> str:
     ).strip()
 
 
+@contextmanager
+def _table(rows: bytes, width: int, dtype: str) -> Iterator[Table]:
+    with tempfile.TemporaryFile() as file:
+        file.write(rows)
+        file.flush()
+        yield Table(file, dtype, width)
+
+
 def _find(texts: list[str]) -> dedup.Duplicates:
     normals = [normalised(text) for text in texts]
-    return find_duplicates([digest(one) for one in normals], signatures(normals), lambda i: texts[i])
+    with (
+        _table(b"".join(digest(one) for one in normals), 2, "<u8") as digests,
+        _table(signatures(normals).tobytes(), dedup.PERMUTATIONS, "<u4") as rows,
+    ):
+        return find_duplicates(digests, rows, lambda i: texts[i])
+
+
+def _near_pairs(texts: list[str]) -> list[tuple[int, int]]:
+    rows = signatures([normalised(text) for text in texts])
+    with _table(rows.tobytes(), dedup.PERMUTATIONS, "<u4") as table:
+        return near_pairs(table, lambda i: texts[i])
 
 
 def test_exact_duplicates_differ_in_blanks_case_and_punctuation_only() -> None:
     found = _find(["여권 분실, ABC", "다른 글입니다", "여권  분실 abc!", "다른 글입니까"])
-    assert found.exact == {2: 0}
+    assert found.exact.tolist() == [[0, 2]]
 
 
 def test_near_duplicates_are_found_and_the_first_is_kept() -> None:
     first = _document(1)
     texts = [_document(0), first, first.replace("꼭 챙겨야", "반드시 챙겨야", 1), _document(2)]
     found = _find(texts)
-    assert found.near == {2: 1}
-    assert found.group.tolist() == [0, 1, 1, 3]
+    assert found.near.tolist() == [[1, 2]]
+    assert found.tied.tolist() == [[1, 2]]
 
 
 def test_another_number_makes_another_document_of_the_same_group() -> None:
@@ -43,13 +69,13 @@ def test_another_number_makes_another_document_of_the_same_group() -> None:
     other = text.replace("100번", "555번", 1)
     assert similarity(text, other) > 0.9
     found = _find([text, other])
-    assert found.near == {} and found.exact == {}
-    assert found.group.tolist() == [0, 0]
+    assert not len(found.near) and not len(found.exact)
+    assert found.tied.tolist() == [[0, 1]]
 
 
 def test_different_documents_are_kept() -> None:
     found = _find([_document(n) for n in range(50)])
-    assert found.near == {} and found.exact == {}
+    assert not len(found.near) and not len(found.exact)
 
 
 def test_pairs_above_the_threshold_are_found() -> None:
@@ -63,18 +89,37 @@ def test_pairs_above_the_threshold_are_found() -> None:
     exact = {
         (i, j) for i in range(len(texts)) for j in range(i + 1, len(texts)) if similarity(texts[i], texts[j]) >= 0.8
     }
-    found = set(near_pairs(signatures([normalised(text) for text in texts]), lambda i: texts[i]))
+    found = set(_near_pairs(texts))
     assert found <= exact and len(exact) >= 20
-    assert len(groups(texts)) == len(texts)
-    linked = dedup.connected(len(texts), found)
-    assert all(linked[i] == linked[j] for i, j in exact)
+    first = {later: leader for leader, later in ties(texts).tolist()}
+    assert all(first.get(i, i) == first.get(j, j) for i, j in exact)
 
 
 def test_short_and_empty_texts() -> None:
     found = _find(["", "가", "가", "!!!", "???", "😀"])
-    assert found.exact == {2: 1}
+    assert found.exact.tolist() == [[1, 2]]
     assert signatures([]).shape == (0, dedup.PERMUTATIONS)
-    assert near_pairs(signatures([]), lambda i: "") == []
+    assert _near_pairs([]) == [] and not len(ties([]))
+
+
+@given(st.lists(st.sampled_from([*range(6), 2**63, 2**64 - 1]), max_size=60), st.integers(1, 4))
+def test_equal_digests_are_found_whatever_the_parts_they_are_sorted_in(values: list[int], part: int) -> None:
+    rows = np.asarray([(value, value // 3) for value in values], dtype=np.uint64).reshape(-1, 2)
+    first: dict[int, int] = {}
+    expected = [[first[v], i] for i, v in enumerate(values) if first.setdefault(v, i) != i]
+    with pytest.MonkeyPatch.context() as patch, _table(rows.tobytes(), 2, "<u8") as digests:
+        patch.setattr(dedup, "_SORTED", part)
+        assert dedup._equal(digests).tolist() == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
+def test_chains_of_pairs_are_tied_to_their_first(pairs: list[tuple[int, int]]) -> None:
+    group = list(range(31))
+    for _ in range(31):
+        for i, j in pairs:
+            group[i] = group[j] = min(group[i], group[j])
+    found = dedup.connected(np.asarray(pairs, dtype=np.int64).reshape(-1, 2))
+    assert found.tolist() == [[leader, member] for member, leader in enumerate(group) if leader != member]
 
 
 def test_signatures_do_not_depend_on_their_company() -> None:
@@ -83,13 +128,13 @@ def test_signatures_do_not_depend_on_their_company() -> None:
     assert np.array_equal(signatures(texts), alone)
 
 
-def _split(texts: list[str], **options: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _split(texts: list[str], **options: float) -> npt.NDArray[np.bool_]:
     sizes = np.asarray([len(text.encode()) for text in texts])
     chosen: dict[str, float] = {"fraction": 0.1, "seed": 0, **options}
     return dedup.split_validation(
         texts,
         sizes,
-        groups(texts),
+        ties(texts),
         fraction=chosen["fraction"],
         seed=int(chosen["seed"]),
         min_bytes=int(chosen.get("min_bytes", 0)),

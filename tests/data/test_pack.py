@@ -132,10 +132,15 @@ def test_no_training_sample_and_damaged_lines_are_one_line(tmp_path: Path, token
         )
 
 
+def _rows(lengths: list[int]) -> list[list[int]]:
+    members, counts = best_fit(np.asarray(lengths, dtype=np.int32), 20)
+    return [part.tolist() for part in np.split(members, np.cumsum(counts)[:-1])] if len(counts) else []
+
+
 @given(lengths=st.lists(st.integers(1, 20), max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_best_fit_places_each_sample_once_and_never_overfills(lengths: list[int]) -> None:
-    rows = best_fit(lengths, 20)
+    rows = _rows(lengths)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in row) <= 20 for row in rows)
     assert all(row == sorted(row) for row in rows) and rows == sorted(rows)
@@ -143,11 +148,34 @@ def test_best_fit_places_each_sample_once_and_never_overfills(lengths: list[int]
     assert sum(sum(lengths[index] for index in row) <= 10 for row in rows) <= 1
 
 
+def _best_fit_of_all_rows(lengths: list[int], row: int) -> list[list[int]]:
+    """The rule, looking at every row each time: of the fullest rows that fit, the one that was filled last."""
+    rows: list[list[int]] = []
+    state: list[tuple[int, int]] = []  # free tokens, when it was filled
+    for turn, index in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
+        fitting = [(free, -filled, number) for number, (free, filled) in enumerate(state) if free >= lengths[index]]
+        if fitting:
+            free, _, number = min(fitting)
+        else:
+            free, number = row, len(rows)
+            rows.append([])
+            state.append((0, 0))
+        rows[number].append(index)
+        state[number] = free - lengths[index], turn
+    return sorted(sorted(members) for members in rows)
+
+
+@given(lengths=st.lists(st.integers(1, 20), max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_best_fit_chooses_as_the_rule_says(lengths: list[int]) -> None:
+    assert _rows(lengths) == _best_fit_of_all_rows(lengths, 20)
+
+
 def test_best_fit_wastes_less_than_first_come(tmp_path: Path) -> None:
     lengths = [7, 13, 11, 9, 16, 4, 5, 15]
-    assert len(best_fit(lengths, 20)) == 4
+    assert len(_rows(lengths)) == 4
     with pytest.raises(ValueError, match="does not fit"):
-        best_fit([21], 20)
+        _rows([21])
 
 
 def test_documents_become_one_stream(tmp_path: Path, tokenizer: Tokenizer) -> None:

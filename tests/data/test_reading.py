@@ -194,7 +194,7 @@ def test_no_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "open", refuse)
-    for act in (lambda: _read(path), lambda: reading.fingerprint([Source("raw.txt", path)])):
+    for act in (lambda: _read(path), lambda: reading.fingerprint(Source("raw.txt", path))):
         with pytest.raises(TwinGPTError, match=r"raw\.txt cannot be read: Permission denied"):
             act()
 

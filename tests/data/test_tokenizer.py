@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.data import tokenizer as tokenizer_module
 from twingpt.data.template import SPECIAL_TOKENS, Sample, Segment, prompt_segments, sample_segments
 from twingpt.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -78,6 +79,17 @@ def test_the_stream_waits_for_the_last_byte_of_a_syllable(tokenizer: Tokenizer) 
     stream = tokenizer.stream()
     assert [stream.push(token) for token in ids] == ["", "", rare]
     assert stream.push(ids[0]) + stream.flush() == "\ufffd"
+
+
+def test_the_fast_encoder_forgets_and_encodes_the_same(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"여권 {n}번을 잃어버렸을 때" for n in range(40)]
+    expected = [tokenizer.encode(text) for text in texts]
+    encoder = tokenizer._fast
+    monkeypatch.setattr(tokenizer_module, "_REMEMBERED_CHARACTERS", 100)
+    assert [tokenizer.encode(text) for text in texts] == expected
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
+    assert [tokenizer.count(text) for text in texts] == list(map(len, expected))
+    assert encoder is None or tokenizer._fast is not encoder
 
 
 def test_fast_encoder_is_in_use_where_it_is_installed(tokenizer: Tokenizer) -> None:

@@ -13,11 +13,11 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.ranks import ranks
+from tests.ranks import rank_environments, ranks
 from tests.train.test_trainer import final_state
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.world import Alone
-from twingpt.train.config import RunConfig
+from twingpt.train.config import CONFIG_FILE, RunConfig
 from twingpt.train.launch import launch_hosts, without_hosts
 from twingpt.train.log import read_metrics
 from twingpt.train.ranks import check_launcher, local_batch
@@ -81,15 +81,68 @@ def test_a_run_goes_on_with_fewer_ranks_and_in_the_other_engine(
     assert int(ours["adamw.count"]) == int(theirs["adamw.count"]) == 8
 
 
-def test_a_rank_that_would_train_something_else_is_named(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
-    of_rank = {1: ["--learning-rate", "0.5"]}
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--learning-rate", "0.5"], "train.learning_rate than rank 0 (0.5 there, 0.002 on rank 0)"),
+        (["--stop-at", "3"], "--stop-at than rank 0 (3 there, None on rank 0)"),
+    ],
+)
+def test_a_rank_that_would_train_something_else_is_named(
+    options: list[str], name: str, backend_name: str, plain_data: Path, tmp_path: Path
+) -> None:
+    of_rank = {1: options}
     with ranks(backend_name, tmp_path, 2, "--data", str(plain_data), *OPTIONS, of_rank=of_rank) as processes:
         for process in processes:
             _, error = process.communicate(timeout=120)
             assert process.returncode == 1
-            assert "rank 1 has another train.learning_rate than rank 0 (0.5 there, 0.002 on rank 0)" in error
+            assert f"rank 1 has another {name}" in error
             assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+def test_ranks_with_other_weights_are_named(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "run", tmp_path / "stale"]
+    for seed, run in enumerate(runs):
+        command = [sys.executable, "-m", "twingpt", "train", "--backend", "mlx", "--out", str(run), *OPTIONS]
+        command += ["--data", str(plain_data), "--steps", "2", "--warmup-steps", str(seed)]
+        subprocess.run(command, check=True, capture_output=True)
+    (runs[1] / CONFIG_FILE).write_bytes((runs[0] / CONFIG_FILE).read_bytes())
+    of_rank = {1: ["--out", str(runs[1])]}
+    options = ["--resume", "--steps", "4", "--device", "cpu"]
+    with ranks(backend_name, tmp_path, 2, *options, of_rank=of_rank) as processes:
+        for process in processes:
+            _, error = process.communicate(timeout=120)
+            assert "rank 1 has another checkpoint than rank 0" in error
+
+
+LOST = """
+import os, signal, sys
+from twingpt.core.backend import join_world
+from twingpt.core.errors import PeerLostError
+world = join_world(sys.argv[1], 20.0)
+world.gather(b"together")
+if world.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    world.gather(b"alone...")
+except PeerLostError:
+    os._exit(7)
+"""
+
+
+def test_what_a_lost_rank_did_not_say_is_not_made_up(backend_name: str, tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LOST, backend_name], env={**os.environ, **environment})
+        for environment in rank_environments(backend_name, 2, tmp_path)
+    ]
+    assert [process.wait(timeout=60) for process in processes] == [7, -signal.SIGKILL]
+
+
+def test_the_last_step_is_evaluated_though_it_is_saved_too(plain_data: Path, tmp_path: Path) -> None:
+    options = [*OPTIONS, "--steps", "2", "--eval-every", "0", "--save-every", "2"]
+    train("mlx", tmp_path, 1, "--data", str(plain_data), *options)
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "val_loss" in line] == [2]
 
 
 def wait_for_checkpoint(run: Path, processes: list[subprocess.Popen[str]]) -> None:
@@ -153,7 +206,8 @@ def test_hosts_become_the_launchers_own_lines(monkeypatch: pytest.MonkeyPatch) -
     here = launch_hosts(["localhost", "127.0.0.1"], "mps", arguments).here
     assert here is not None
     assert here[1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "twingpt"),
+        *("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"),
+        *("--nproc-per-node", "2", "-m", "twingpt"),
         *arguments,
     ]
     lines = launch_hosts(["198.51.100.1", "198.51.100.2"], "mps", arguments).on_hosts
@@ -165,8 +219,11 @@ def test_hosts_become_the_launchers_own_lines(monkeypatch: pytest.MonkeyPatch) -
     assert hosts == [{"ssh": f"198.51.100.{i}", "ips": [f"198.51.100.{i}"]} for i in (1, 2)]
     with pytest.raises(UsageError, match="cannot reach localhost"):
         launch_hosts(["localhost", "198.51.100.2"], "mlx", arguments)
-    with pytest.raises(UsageError, match="has no address"):
-        launch_hosts(["no-such-host.invalid"], "mlx", arguments)
+    for name in ("no-such-host.invalid", "a..b"):
+        with pytest.raises(UsageError, match="has no address"):
+            launch_hosts([name], "mlx", arguments)
+    with pytest.raises(UsageError, match="a name is missing"):
+        launch_hosts(["localhost", ""], "mlx", arguments)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(TwinGPTError, match=r"mlx\.launch"):

@@ -249,7 +249,7 @@ def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> Non
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, plain_data: Path) -> None:
     run = tmp_path / "run"
     run_to(tmp_path / "whole", plain_data, "mlx")
-    session(run, plain_data, "mlx").lock.release()
+    session(run, plain_data, "mlx").lock.release()  # type: ignore[union-attr]
     out = shown(run, None, resume=True)
     assert "ended before its first checkpoint: starting from step 0" in out
     whole, again = final_state(tmp_path / "whole"), final_state(run)
@@ -264,7 +264,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path, p
 def test_nothing_left_to_do_is_said_and_changes_nothing(
     tmp_path: Path, plain_data: Path, steps: int, option: str
 ) -> None:
-    run_to(tmp_path, plain_data, "mlx").lock.release()
+    run_to(tmp_path, plain_data, "mlx").lock.release()  # type: ignore[union-attr]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     out = shown(tmp_path, None, resume=True, steps=steps)
     assert f"nothing is left to do: {tmp_path} is at step 8 of {steps}; to train on, add a larger {option}" in out

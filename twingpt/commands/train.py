@@ -150,7 +150,7 @@ def train(
     if mps_fallback:
         allow_mps_fallback()
 
-    from twingpt.train.ranks import leaving_at_once
+    from twingpt.train.ranks import leave_at_once, leaving_at_once
     from twingpt.train.restart import restart
     from twingpt.train.run import run_shown
     from twingpt.train.session import TrainRequest, open_session
@@ -185,6 +185,8 @@ def train(
         memory_limit=memory_limit,
         probe_memory=probe_memory,
         rank_timeout=rank_timeout,
+        stop_at=stop_at,
+        estimate_time=not as_json,
         model=_given({"dropout": dropout, "block_size": block_size}),
         train=_given(settings),
     )
@@ -195,11 +197,12 @@ def train(
         except RestartError as error:
             console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
             restart(out, error.micro_batch)
-        session.world.leave()
     if as_json and session.world.rank == 0:
         from twingpt.train.log import read_metrics
 
         print_json({"run": out, "step": session.trainer.step, "metrics": read_metrics(out)[-2:]})
+    if one_of_several:
+        leave_at_once(0)
 
 
 def launch_on(hosts: str, backend: str) -> None:

@@ -14,7 +14,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
-from twingpt.generation.text import TOKENIZER_FILE
+from twingpt.data.files import TOKENIZER_FILE
 from twingpt.train.config import RunConfig, TrainConfig
 from twingpt.weights import gguf, huggingface
 from twingpt.weights.checkpoint import (

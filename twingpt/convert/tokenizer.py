@@ -9,6 +9,7 @@ from typing import Any
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
+from twingpt.data.files import TOKENIZER_FILE
 from twingpt.data.template import (
     ANSWER,
     BOS,
@@ -22,7 +23,6 @@ from twingpt.data.template import (
     UNK,
 )
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generation.text import TOKENIZER_FILE
 from twingpt.weights.gguf import Vocabulary
 from twingpt.weights.huggingface import GENERATION_FILE, read_json
 

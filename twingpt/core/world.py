@@ -30,9 +30,6 @@ class World(Protocol):
         Raises PeerLostError if one of them is gone.
         """
 
-    def leave(self) -> None:
-        """Close the connections, after the last call of every rank."""
-
 
 class Alone:
     """The world of a process that nobody launched with others."""
@@ -42,9 +39,6 @@ class Alone:
 
     def gather(self, data: bytes) -> list[bytes]:
         return [data]
-
-    def leave(self) -> None:
-        pass
 
 
 def launched_for() -> str | None:

@@ -31,6 +31,14 @@ class Changes:
             for before, after in pairs:
                 self.example(kind, before, after)
 
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Changes":
+        """What `to_json` gave."""
+        return cls(
+            {kind: change["count"] for kind, change in raw.items()},
+            {kind: [(before, after) for before, after in change["examples"]] for kind, change in raw.items()},
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             kind: {"count": number, "examples": [list(pair) for pair in self.examples.get(kind, [])]}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from twingpt.data import dedup
 from twingpt.data.changes import Changes
+from twingpt.data.corpus import Table
 
 if TYPE_CHECKING:
     from twingpt.data.contacts import Contact
@@ -28,6 +29,7 @@ MAX_DOCUMENT = 20_000
 BOILERPLATE_DOCUMENTS = 20
 BOILERPLATE_SHARE = 0.05
 _BOILERPLATE_LENGTH = 6
+_BUCKETS = np.uint64(1 << 18)
 
 _BLANKS = "\t \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u3164"
 _PICTOGRAPH = "\u2190-\u2bff\U0001f000-\U0001faff\ufe0f"
@@ -279,11 +281,22 @@ def _note_contacts(document: str, standard: str, changes: Changes) -> None:
         changes.example(kind, before[:80], after[:80])
 
 
-def boilerplate_hashes(lines: npt.NDArray[np.uint64], documents: int) -> frozenset[int]:
-    """Hashes of the lines that stand in at least 20 documents and in 5 % of all."""
+def boilerplate_hashes(lines: Table, documents: int) -> frozenset[int]:
+    """Hashes of the lines that stand in at least 20 documents and in 5 % of all.
+
+    lines: a hash of every line, once for each document that it stands in. They are gone through twice: first to see
+    which of a fixed number of buckets hold enough of them, then to count the lines of those.
+    """
     least = max(BOILERPLATE_DOCUMENTS, int(np.ceil(BOILERPLATE_SHARE * documents)))
-    hashes, counts = np.unique(lines, return_counts=True)
-    return frozenset(int(one) for one in hashes[counts >= least])
+    buckets = np.zeros(_BUCKETS, dtype=np.int64)
+    for _, part in lines.parts():
+        buckets += np.bincount((part[:, 0] % _BUCKETS).astype(np.int64), minlength=_BUCKETS)
+    counts: dict[int, int] = {}
+    for _, part in lines.parts():
+        frequent = part[buckets[(part[:, 0] % _BUCKETS).astype(np.int64)] >= least, 0]
+        for line, number in zip(*np.unique(frequent, return_counts=True), strict=True):
+            counts[int(line)] = counts.get(int(line), 0) + int(number)
+    return frozenset(line for line, number in counts.items() if number >= least)
 
 
 def without_boilerplate(document: str, hashes: frozenset[int], changes: Changes) -> str:

@@ -1,10 +1,13 @@
-"""cleaned.txt as a sequence of documents, read in place."""
+"""Files read a part at a time: cleaned.txt as a sequence of documents, and tables of rows of one size."""
 
 import hashlib
-import mmap
+import os
+import weakref
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import IO, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,43 +15,41 @@ import numpy.typing as npt
 from twingpt.core.errors import TwinGPTError
 
 SEPARATOR = b"\n\n"
+_BLOCK_BYTES = 4 << 20
+_PART_BYTES = 1 << 20
 
 
 def seeded_order(count: int, seed: int) -> npt.NDArray[np.int64]:
     """int64 [count]: 0 .. count - 1 in an order that the seed alone decides, now and with later versions of NumPy."""
     key = seed.to_bytes(8, "little", signed=True)
-    drawn = [hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8, key=key).digest() for number in range(count)]
-    return np.argsort(np.frombuffer(b"".join(drawn), dtype="<u8"), kind="stable").astype(np.int64)
+    drawn = (hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8, key=key).digest() for number in range(count))
+    values = (int.from_bytes(one, "little") for one in drawn)
+    return np.argsort(np.fromiter(values, dtype=np.uint64, count=count), kind="stable").astype(np.int64)
 
 
 class Documents(Sequence[str]):
     """The documents of a file in which exactly one blank line stands between two of them.
 
-    Holds the file mapped and 16 bytes a document, never the text. Raises TwinGPTError if the file is missing or empty.
+    Holds 8 bytes a document, never the text, and reads with `pread`: what a mapping has touched would count as memory
+    of this process. Raises TwinGPTError if the file is missing or empty.
     """
 
     def __init__(self, path: Path) -> None:
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._fd = os.open(path, os.O_RDONLY)
+            self._close = weakref.finalize(self, os.close, self._fd)
+            size = os.fstat(self._fd).st_size
+            if size == 0:
+                raise TwinGPTError(f"{path} is empty: make it again with `twingpt data clean`")
+            self._bounds = _starts(self._fd, size)
         except FileNotFoundError:
             raise TwinGPTError(f"{path} does not exist: make it with `twingpt data clean`") from None
-        except ValueError:
-            raise TwinGPTError(f"{path} is empty: make it again with `twingpt data clean`") from None
         except OSError as error:
             raise TwinGPTError(f"{path} cannot be read: {error.strerror}") from None
         self.path = path
-        starts = [0]
-        at = self._map.find(SEPARATOR)
-        while at != -1:
-            starts.append(at + len(SEPARATOR))
-            at = self._map.find(SEPARATOR, at + len(SEPARATOR))
-        end = len(self._map) - (1 if self._map[-1:] == b"\n" else 0)
-        self._starts: npt.NDArray[np.int64] = np.asarray(starts, dtype=np.int64)
-        self._ends = np.append(self._starts[1:] - len(SEPARATOR), end)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._bounds) - 1
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -57,28 +58,101 @@ class Documents(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        try:
-            return self._map[self._starts[index] : self._ends[index]].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TwinGPTError(
-                f"{self.path} is not UTF-8 in document {index} ({error.reason}): run `twingpt data clean` again"
-            ) from None
+        start, end = self.span(index)
+        return read_text(self._fd, start, end, f"{self.path} is not UTF-8 in document {index}")
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Where in the file the document's text begins and ends. Raises IndexError past the last document."""
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return int(self._bounds[index]), int(self._bounds[index + 1]) - len(SEPARATOR)
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes of each document, int64 [documents]."""
-        return self._ends - self._starts
+        return np.diff(self._bounds) - len(SEPARATOR)
 
     def batches(self, size: int) -> Iterator[range]:
         """Neighbouring documents of about `size` bytes together, at least one each."""
-        sizes = self.sizes()
         first = 0
         while first < len(self):
-            last, total = first, 0
-            while last < len(self) and (last == first or total + sizes[last] <= size):
-                total += int(sizes[last])
-                last += 1
+            last = max(first + 1, bisect_right(range(len(self)), size, lo=first, key=partial(self._bytes_to, first)))
             yield range(first, last)
             first = last
 
+    def _bytes_to(self, first: int, last: int) -> int:
+        """Of the texts from first to last, without what stands between them."""
+        between = len(SEPARATOR) * (last + 1 - first)
+        return int(self._bounds[last + 1]) - int(self._bounds[first]) - between
+
     def close(self) -> None:
-        self._map.close()
+        self._close()
+
+
+def read_text(fd: int, start: int, end: int, fault: str) -> str:
+    """The text of bytes start to end of an open file. Raises TwinGPTError, with `fault`, if it is not UTF-8."""
+    try:
+        return os.pread(fd, end - start, start).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TwinGPTError(f"{fault} ({error.reason}): run `twingpt data clean` again") from None
+
+
+def _starts(fd: int, size: int) -> npt.NDArray[np.int64]:
+    """Where each document starts, and where one after the last would."""
+    found: list[npt.NDArray[np.int64]] = [np.zeros(1, dtype=np.int64)]
+    at, last, tail = 0, -len(SEPARATOR), b""
+    while block := os.pread(fd, _BLOCK_BYTES, at):
+        data = np.frombuffer(tail + block, dtype=np.uint8)
+        pairs = np.flatnonzero((data[:-1] == ord("\n")) & (data[1:] == ord("\n"))) + (at - len(tail))
+        if len(pairs) and (pairs[0] == last + 1 or (np.diff(pairs) == 1).any()):
+            # More than one blank line: the separators are those that do not overlap, from left to right.
+            pairs = _apart(pairs, last)
+        if len(pairs):
+            found.append(pairs + len(SEPARATOR))
+            last = int(pairs[-1])
+        at += len(block)
+        tail = block[-1:]
+    with_final_newline = os.pread(fd, 1, size - 1) == b"\n"
+    found.append(np.asarray([size - with_final_newline + len(SEPARATOR)], dtype=np.int64))
+    return np.concatenate(found)
+
+
+def _apart(pairs: npt.NDArray[np.int64], last: int) -> npt.NDArray[np.int64]:
+    kept: list[int] = []
+    for pair in pairs.tolist():
+        if pair >= last + len(SEPARATOR):
+            kept.append(pair)
+            last = pair
+    return np.asarray(kept, dtype=np.int64)
+
+
+class Table:
+    """Rows of `width` numbers in a file, read a part at a time; the file stays open as long as its owner keeps it."""
+
+    def __init__(self, file: IO[bytes], dtype: Any, width: int = 1) -> None:
+        self._file = file
+        self.dtype = np.dtype(dtype)
+        self._width = width
+        self._bytes = self.dtype.itemsize * width
+        self._count: int = os.fstat(file.fileno()).st_size // self._bytes
+
+    def __len__(self) -> int:
+        return self._count
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """[stop - start, width]"""
+        data = os.pread(self._file.fileno(), (stop - start) * self._bytes, start * self._bytes)
+        return np.frombuffer(data, dtype=self.dtype).reshape(-1, self._width)
+
+    def parts(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """All rows in order, about a MB at a time, each part with the number of its first row."""
+        size = max(1, _PART_BYTES // self._bytes)
+        for start in range(0, self._count, size):
+            yield start, self.rows(start, min(start + size, self._count))
+
+    def take(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """[len(indices), width]: the rows of these numbers."""
+        number, size = self._file.fileno(), self._bytes
+        data = b"".join(os.pread(number, size, index * size) for index in indices.tolist())
+        return np.frombuffer(data, dtype=self.dtype).reshape(-1, self._width)

@@ -6,11 +6,16 @@ similarity of their 5-character shingles, so that a signature only ever proposes
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+
+from twingpt.data.corpus import Table
 
 SHINGLE = 5
 PERMUTATIONS = 64
@@ -70,82 +75,153 @@ def similarity(first: str, second: str) -> float:
     return shared / (len(a) + len(b) - shared)
 
 
-def near_pairs(rows: Signatures, fetch: Callable[[int], str], threshold: float = SIMILARITY) -> list[tuple[int, int]]:
+def near_pairs(
+    rows: Table, fetch: Callable[[int], str], threshold: float = SIMILARITY, skip: npt.NDArray[np.bool_] | None = None
+) -> list[tuple[int, int]]:
     """Pairs i < j, sorted, of documents at least as similar as the threshold; chains of pairs join larger groups.
 
-    fetch gives the text of a document. In a group that shares a band each member is held against the first and against
-    its neighbour, so the work grows with the number of documents and not with the pairs.
+    rows: their signatures. fetch gives the text of a document. skip: bool [documents], documents to leave out. In a
+    group that shares a band each member is held against the first and against its neighbour, so the work grows with
+    the number of documents and not with the pairs. Memory: 8 bytes a document and 8 a likely pair.
     """
-    width = PERMUTATIONS // BANDS
-    candidates: list[npt.NDArray[np.int64]] = []
-    for band in range(BANDS):
-        keys = np.ascontiguousarray(rows[:, band * width : (band + 1) * width]).view(f"V{4 * width}").ravel()
-        _, group = np.unique(keys, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        sorted_group = group[order]
-        starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]])
-        first = order[np.repeat(starts, np.diff(np.r_[starts, len(order)]))]
-        follows = np.flatnonzero(first != order)
-        candidates.append(np.stack([first[follows], order[follows]], axis=1))
-        candidates.append(np.stack([order[follows - 1], order[follows]], axis=1))
-    pairs = np.unique(np.concatenate(candidates), axis=0) if len(rows) else np.empty((0, 2), dtype=np.int64)
     # A signature that disagrees this much cannot belong to a pair above the threshold (4 standard deviations).
-    margin = 4 * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
-    estimate = np.concatenate(
-        [
-            np.mean(rows[part[:, 0]] == rows[part[:, 1]], axis=1)
-            for part in np.array_split(pairs, len(pairs) // 65536 + 1)
-        ]
-    )
-    likely = pairs[estimate >= threshold - margin]
-    return [(int(i), int(j)) for i, j in likely if similarity(fetch(int(i)), fetch(int(j))) >= threshold]
+    least = threshold - 4 * (threshold * (1 - threshold) / PERMUTATIONS) ** 0.5
+    likely = np.empty(0, dtype=np.uint64)
+    for band in range(BANDS):
+        for first, later in _alike(_band_keys(rows, band), skip):
+            pairs = np.setdiff1d((first.astype(np.uint64) << _PAIR) | later.astype(np.uint64), likely)
+            likely = np.union1d(likely, pairs[_agreement(rows, pairs) >= least])
+    split = ((int(pair >> _PAIR), int(pair & _SECOND)) for pair in likely)
+    return [(i, j) for i, j in split if similarity(fetch(i), fetch(j)) >= threshold]
+
+
+# Two documents' numbers as one, so that pairs sort fast and take 8 bytes.
+_PAIR, _SECOND = np.uint64(32), np.uint64(2**32 - 1)
+# Documents that are sorted at a time: 40 bytes each while it lasts.
+_SORTED = 1 << 20
+
+
+def _band_keys(rows: Table, band: int) -> npt.NDArray[np.uint64]:
+    """A hash of the band's values for each document, uint64 [documents]."""
+    width = PERMUTATIONS // BANDS
+    keys = np.empty(len(rows), dtype=np.uint64)
+    for start, part in rows.parts():
+        values = np.ascontiguousarray(part[:, band * width : (band + 1) * width]).view(np.uint64)
+        mixed = values[:, 0] * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = ((mixed ^ (mixed >> np.uint64(32))) + values[:, 1]) * np.uint64(0x94D049BB133111EB)
+        keys[start : start + len(part)] = mixed ^ (mixed >> np.uint64(29))
+    return keys
+
+
+def _alike(
+    keys: npt.NDArray[np.uint64], skip: npt.NDArray[np.bool_] | None
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Pairs (i, j), i < j, of equal keys: each document with the first of its key, and with the one before it."""
+    for numbers, sorted_keys in _sorted_parts(keys, skip):
+        same = np.flatnonzero(sorted_keys[1:] == sorted_keys[:-1]) + 1
+        starts = np.flatnonzero(np.r_[True, sorted_keys[1:] != sorted_keys[:-1]])
+        leader = starts[np.searchsorted(starts, same, side="right") - 1]
+        yield numbers[leader], numbers[same]
+        yield numbers[same - 1], numbers[same]
+
+
+def _sorted_parts(
+    keys: npt.NDArray[np.uint64], skip: npt.NDArray[np.bool_] | None
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]]:
+    """Documents ordered by key, equal ones by number, with their keys; some keys at a time, by their last bits."""
+    parts = 1 << max(0, (len(keys) // _SORTED).bit_length())
+    mask = np.uint64(parts - 1)
+    for part in range(parts):
+        found: list[npt.NDArray[np.int64]] = []
+        for start in range(0, len(keys), _SORTED):
+            block = keys[start : start + _SORTED]
+            chosen = (block & mask) == part
+            if skip is not None:
+                chosen &= ~skip[start : start + _SORTED]
+            found.append(np.flatnonzero(chosen) + start)
+        numbers = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+        order = np.argsort(keys[numbers], kind="stable")
+        numbers = numbers[order]
+        if len(numbers):
+            yield numbers, keys[numbers]
+
+
+def _agreement(rows: Table, pairs: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """The share of equal signature values of each pair, which estimates their similarity."""
+    found = np.empty(len(pairs), dtype=np.float64)
+    for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
+        part = pairs[start : start + _PAIRS_AT_A_TIME]
+        first, later = (part >> _PAIR).astype(np.int64), (part & _SECOND).astype(np.int64)
+        found[start : start + len(part)] = np.mean(rows.take(first) == rows.take(later), axis=1)
+    return found
+
+
+_PAIRS_AT_A_TIME = 1 << 14
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """exact and near: for each document that repeats an earlier one, the earlier one, which is kept.
+    """exact, near, tied: int64 [n, 2], each row an earlier document and a later one, ordered by the later one.
 
-    group: int64 [documents], for each the first document that it is tied to by a chain of exact and near duplicates.
+    exact and near: of each document that repeats an earlier one, that one, which is kept. tied: of each document that a
+    chain of exact and near duplicates ties to an earlier one, the first of the chain.
     """
 
-    exact: dict[int, int]
-    near: dict[int, int]
-    group: npt.NDArray[np.int64]
+    exact: npt.NDArray[np.int64]
+    near: npt.NDArray[np.int64]
+    tied: npt.NDArray[np.int64]
 
 
 def find_duplicates(
-    digests: Sequence[bytes], rows: Signatures, fetch: Callable[[int], str], threshold: float = SIMILARITY
+    digests: Table, rows: Table, fetch: Callable[[int], str], threshold: float = SIMILARITY
 ) -> Duplicates:
     """Duplicates among documents of these digests and signatures; fetch gives a document's text.
 
     A near duplicate with a number that the kept document lacks is none, though in its group: two hospitals' entries may
     differ in nothing but the telephone number.
     """
-    seen: dict[bytes, int] = {}
-    exact: dict[int, int] = {}
-    for index, one in enumerate(digests):
-        first = seen.setdefault(one, index)
-        if first != index:
-            exact[index] = first
-    del seen
-    unique = np.asarray([i for i in range(len(digests)) if i not in exact], dtype=np.int64)
+    exact = _equal(digests)
+    repeats = np.zeros(len(rows), dtype=np.bool_)
+    repeats[exact[:, 1]] = True
     near: dict[int, int] = {}
-    pairs = [
-        (int(unique[i]), int(unique[j]))
-        for i, j in near_pairs(rows[unique], lambda k: fetch(int(unique[k])), threshold)
-    ]
+    pairs = near_pairs(rows, fetch, threshold, repeats)
     for kept, later in pairs:
         if later in near or kept in near:
             continue
         if set(_NUMBER.findall(fetch(later))) <= set(_NUMBER.findall(fetch(kept))):
             near[later] = kept
-    tied = [*((first, later) for later, first in exact.items()), *pairs]
-    return Duplicates(exact, near, connected(len(digests), tied))
+    rows_of_near = _as_pairs([(kept, later) for later, kept in sorted(near.items())])
+    return Duplicates(exact, rows_of_near, connected(np.concatenate([exact, _as_pairs(pairs)])))
 
 
-def connected(count: int, pairs: Iterable[Sequence[int]]) -> npt.NDArray[np.int64]:
-    """int64 [count]: for each the smallest number that pairs connect it with."""
-    parent = list(range(count))
+def _as_pairs(pairs: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    return np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _equal(digests: Table) -> npt.NDArray[np.int64]:
+    """`Duplicates.exact`. digests: two uint64 a document."""
+    keys = np.empty(len(digests), dtype=np.uint64)
+    for start, part in digests.parts():
+        keys[start : start + len(part)] = part[:, 0]
+    found = [_as_pairs([])]
+    for numbers, sorted_keys in _sorted_parts(keys, None):
+        again = sorted_keys[1:] == sorted_keys[:-1]
+        several = np.r_[again, False] | np.r_[False, again]
+        numbers, high = numbers[several], sorted_keys[several]
+        low = digests.take(numbers)[:, 1]
+        order = np.lexsort((numbers, low, high))
+        numbers, high, low = numbers[order], high[order], low[order]
+        new = np.r_[True, (high[1:] != high[:-1]) | (low[1:] != low[:-1])][: len(numbers)]
+        first = numbers[np.flatnonzero(new)[np.cumsum(new) - 1]]
+        found.append(np.stack([first[~new], numbers[~new]], axis=1))
+    pairs = np.concatenate(found)
+    return pairs[np.argsort(pairs[:, 1], kind="stable")]
+
+
+def connected(pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """`Duplicates.tied` of documents that these pairs, int64 [n, 2], connect."""
+    members, index = np.unique(pairs, return_inverse=True)
+    parent = list(range(len(members)))
 
     def find(node: int) -> int:
         while parent[node] != node:
@@ -153,59 +229,87 @@ def connected(count: int, pairs: Iterable[Sequence[int]]) -> npt.NDArray[np.int6
             node = parent[node]
         return node
 
-    for i, j in pairs:
+    for i, j in index.reshape(-1, 2).tolist():
         low, high = sorted((find(i), find(j)))
         parent[high] = low
-    return np.asarray([find(node) for node in range(count)], dtype=np.int64)
+    first = members[np.asarray([find(node) for node in range(len(members))], dtype=np.int64)]
+    tied: npt.NDArray[np.int64] = np.stack([first, members], axis=1)[first != members]
+    return tied
 
 
-def groups(texts: Sequence[str], batch: int = 1024) -> npt.NDArray[np.int64]:
-    """`Duplicates.group` of documents of which nothing is known yet."""
-    digests: list[bytes] = []
-    rows: list[Signatures] = []
-    for start in range(0, len(texts), batch):
-        normals = [normalised(text) for text in texts[start : start + batch]]
-        digests += [digest(normal) for normal in normals]
-        rows.append(signatures(normals))
-    return find_duplicates(digests, np.concatenate(rows), lambda index: texts[index]).group
+def ties(texts: Sequence[str], folder: Path | None = None, batch: int = 1024) -> npt.NDArray[np.int64]:
+    """`Duplicates.tied` of documents of which nothing is known yet. folder: for 272 bytes a document meanwhile."""
+    with tempfile.TemporaryFile(dir=folder) as digests, tempfile.TemporaryFile(dir=folder) as rows:
+        for start in range(0, len(texts), batch):
+            normals = [normalised(text) for text in texts[start : start + batch]]
+            digests.writelines(digest(normal) for normal in normals)
+            rows.write(signatures(normals).tobytes())
+        digests.flush()
+        rows.flush()
+        return find_duplicates(digest_table(digests), signature_table(rows), lambda index: texts[index]).tied
+
+
+def digest_table(file: IO[bytes]) -> Table:
+    return Table(file, "<u8", 2)
+
+
+def signature_table(file: IO[bytes]) -> Table:
+    return Table(file, "<u4", PERMUTATIONS)
 
 
 def split_validation(
     texts: Sequence[str],
     sizes: npt.NDArray[np.int64],
-    group: npt.NDArray[np.int64],
+    tied: npt.NDArray[np.int64],
     *,
     fraction: float,
     seed: int,
     min_bytes: int = 0,
 ) -> npt.NDArray[np.bool_]:
-    """bool [documents]: True for validation. sizes in bytes, group as in `Duplicates`.
+    """bool [documents]: True for validation. sizes in bytes, tied as in `Duplicates`.
 
     Documents go by groups of near duplicates, a group by a hash of its first text and the seed, so that a document's
     side depends on no other document. Where that leaves validation without a document, or with fewer than min_bytes
     of text, groups follow in the order of their hashes, up to half of the text; training keeps one group at least.
+    Memory: about 40 bytes a document.
     """
-    if fraction <= 0 or len(texts) < 2:
-        return np.zeros(len(texts), dtype=np.bool_)
-    leaders = np.flatnonzero(group == np.arange(len(texts)))
-    if len(leaders) < 2:
-        return np.zeros(len(texts), dtype=np.bool_)
-    size_of = np.bincount(group, weights=sizes, minlength=len(texts))
-    drawn = np.asarray([_draw(texts[int(leader)], seed) for leader in leaders])
-    order = np.lexsort((leaders, drawn))
-    chosen: list[int] = []
-    taken, total = 0.0, float(size_of.sum())
-    for position in order[:-1]:
-        leader = int(leaders[position])
-        wanted = drawn[position] < fraction
+    held_out = np.zeros(len(texts), dtype=np.bool_)
+    if fraction <= 0 or len(texts) - len(tied) < 2:
+        return held_out
+    size_of = sizes.astype(np.int64)
+    np.add.at(size_of, tied[:, 0], sizes[tied[:, 1]])
+    drawn = np.full(len(texts), np.inf)
+    leads = np.ones(len(texts), dtype=np.bool_)
+    leads[tied[:, 1]] = False
+    for index in np.flatnonzero(leads):
+        drawn[index] = _draw(texts[int(index)], seed)
+    chosen, taken, total = 0, 0, int(sizes.sum())
+    for leader in _lowest_first(drawn, fraction, len(texts) - len(tied) - 1):
+        wanted = drawn[leader] < fraction
         needed = not chosen or taken < min_bytes
         if not wanted and not needed:
             break
         if chosen and not wanted and taken + size_of[leader] > total / 2:
             continue
-        chosen.append(leader)
-        taken += size_of[leader]
-    return np.isin(group, chosen)
+        held_out[leader] = True
+        chosen += 1
+        taken += int(size_of[leader])
+    held_out[tied[:, 1]] = held_out[tied[:, 0]]
+    return held_out
+
+
+def _lowest_first(values: npt.NDArray[np.float64], share: float, count: int) -> Iterator[int]:
+    """The places of the `count` lowest values, the lowest first; values are from 0 to 1, most askers end after `share`.
+
+    Only what is asked for is sorted: about that share of them, then twice as much.
+    """
+    low, high, left = 0.0, share, count
+    while left > 0:
+        found = np.flatnonzero((values >= low) & (values < high))
+        found = found[np.argsort(values[found], kind="stable")][:left]
+        yield from found.tolist()
+        left -= len(found)
+        low, high = high, 2 * high
 
 
 def _draw(text: str, seed: int) -> float:

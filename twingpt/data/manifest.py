@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.data.files import MANIFEST_FILE
 
-MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
 
 Layout = Literal["rows", "contiguous"]

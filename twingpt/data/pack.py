@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.corpus import Documents
+from twingpt.data.corpus import Documents, Table
 from twingpt.data.manifest import Manifest, Split
 from twingpt.data.template import SPECIAL_TOKENS, Sample, Segment, sample_segments
 from twingpt.data.tokenizer import Tokenizer
@@ -191,8 +192,9 @@ class _Spool:
         self.counted = _Writer(folder / f"{name}.counted") if masked else None
         self._paths = (folder / f"{name}.ids", folder / f"{name}.counted")
         self._dtype = np.dtype(dtype)
-        self.lengths: list[int] = []
-        self.documents: set[int] = set()
+        self._lengths = array("i")
+        self._document: int | None = None
+        self.documents = 0
         self.text_bytes = 0
 
     def add(self, document: int, ids: npt.NDArray[Any], counted: npt.NDArray[np.uint8] | None, size: int) -> None:
@@ -200,9 +202,16 @@ class _Spool:
         self.ids.write(ids.astype(self._dtype))
         if self.counted is not None and counted is not None:
             self.counted.write(counted)
-        self.lengths.append(len(ids))
-        self.documents.add(document)
+        self._lengths.append(len(ids))
+        # The samples of a document stand together.
+        self.documents += document != self._document
+        self._document = document
         self.text_bytes += size
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each sample, int32 [samples]."""
+        return np.array(self._lengths, dtype=np.int32)
 
     def __enter__(self) -> Self:
         return self
@@ -214,12 +223,10 @@ class _Spool:
             if writer is not None:
                 writer.__exit__(kind, error, trace)
 
-    def read(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
-        """The ids and the flags, mapped."""
-        if not self.lengths:
-            return np.empty(0, dtype=self._dtype), (None if self.counted is None else np.empty(0, dtype=np.uint8))
-        ids = np.memmap(self._paths[0], dtype=self._dtype, mode="r")
-        return ids, (None if self.counted is None else np.memmap(self._paths[1], dtype=np.uint8, mode="r"))
+    def open(self, stack: contextlib.ExitStack) -> tuple[Table, Table | None]:
+        """The ids and the flags, one a row."""
+        ids = Table(stack.enter_context(self._paths[0].open("rb")), self._dtype)
+        return ids, None if self.counted is None else Table(stack.enter_context(self._paths[1].open("rb")), np.uint8)
 
     def remove(self) -> None:
         for path in self._paths:
@@ -248,15 +255,15 @@ def pack_samples(
     with contextlib.ExitStack() as stack:
         spools = {name: stack.enter_context(_Spool(out, name, dtype, mask_prompt)) for name in SPLITS}
         longest, truncated = _spool_samples(samples, tokenizer, spools, row, mask_prompt, allow_long, advance)
-    if not spools["train"].lengths:
+    if not len(spools["train"].lengths):
         raise TwinGPTError(f"{samples} holds no training sample: give more text, or a smaller --val-fraction")
-    splits = {name: _write_rows(spools[name], out, name, row, tokenizer.pad_id) for name in SPLITS}
-    files = {name: split for name, (split, _) in splits.items()}
+    rows = {name: _write_rows(spools[name], out, name, row, tokenizer.pad_id) for name in SPLITS}
+    files = {name: written.split for name, written in rows.items()}
     manifest = _manifest("rows", "qa", dtype, tokenizer, block_size, text_sha256, files)
     count = sum(len(spool.lengths) for spool in spools.values())
-    used = sum(sum(spool.lengths) for spool in spools.values())
+    used = sum(int(spool.lengths.sum()) for spool in spools.values())
     written = manifest.train.tokens + manifest.val.tokens
-    marks = sum(marks for _, marks in splits.values())
+    marks = sum(written.marks for written in rows.values())
     report = PackReport(
         samples=count,
         fitting=1 - truncated / count,
@@ -264,7 +271,7 @@ def pack_samples(
         longest=longest,
         waste=1 - used / written,
         bytes_per_token=sum(spool.text_bytes for spool in spools.values()) / max(1, used - marks),
-        counted_share=_counted_share(out, manifest, used),
+        counted_share=sum(written.counted for written in rows.values()) / used if mask_prompt else 1.0,
     )
     return manifest, report
 
@@ -296,13 +303,6 @@ def _spool_samples(
     return longest, truncated
 
 
-def _counted_share(out: Path, manifest: Manifest, used: int) -> float:
-    masks = [split.mask_file for split in (manifest.train, manifest.val) if split.mask_file and split.tokens]
-    if not masks:
-        return 1.0
-    return sum(int(np.memmap(out / mask, dtype=np.uint8, mode="r").sum()) for mask in masks) / used
-
-
 def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
     batch: list[Sample] = []
     for sample in samples:
@@ -331,68 +331,87 @@ def encode_samples(
         yield ids, np.repeat(np.asarray([one.counted for one in layout], dtype=np.uint8), [len(part) for part in parts])
 
 
-def best_fit(lengths: Sequence[int], row: int) -> list[list[int]]:
-    """Rows of sample numbers by best-fit decreasing: each sample, longest first, into the fullest row that it fits.
+def best_fit(lengths: npt.NDArray[np.int32], row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows by best-fit decreasing: each sample, longest first, into the fullest row that it fits.
 
-    Rows come in the order of their first sample and hold their samples in order. Raises ValueError for a length above
-    the row's.
+    lengths: int32 [samples], tokens. Returns the numbers of the samples, int64 [samples], one row's after another's,
+    and how many each row holds, int64 [rows]. Rows come in the order of their first sample and hold their samples in
+    order. Raises ValueError for a length above the row's. Memory: about 40 bytes a sample.
     """
-    if lengths and max(lengths) > row:
-        raise ValueError(f"a sample of {max(lengths)} tokens does not fit a row of {row}")
-    open_rows: list[list[int]] = [[] for _ in range(row + 1)]  # by free tokens; the numbers of rows
+    if len(lengths) and lengths.max() > row:
+        raise ValueError(f"a sample of {lengths.max()} tokens does not fit a row of {row}")
+    # The rows with f free tokens are a stack: `top[f]` is the last one put there, `below[number]` the one before it.
+    top, below = array("q", [-1]) * (row + 1), array("q")
     available = 0  # bit f set: some row has f free tokens
-    rows: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
+    row_of = np.empty(len(lengths), dtype=np.int64)
+    for index in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[index])
         fits = available >> length
         if fits:
             free = length + (fits & -fits).bit_length() - 1
-            number = open_rows[free].pop()
-            if not open_rows[free]:
+            number = top[free]
+            top[free] = below[number]
+            if top[free] == -1:
                 available &= ~(1 << free)
         else:
-            free, number = row, len(rows)
-            rows.append([])
-        rows[number].append(index)
+            free, number = row, len(below)
+            below.append(-1)
+        row_of[index] = number
         if free > length:
-            open_rows[free - length].append(number)
+            below[number] = top[free - length]
+            top[free - length] = number
             available |= 1 << (free - length)
-    return sorted(sorted(members) for members in rows)
+    _, first, counts = np.unique(row_of, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return np.argsort(rank[row_of], kind="stable"), counts[order]
 
 
-def _write_rows(spool: _Spool, out: Path, name: str, row: int, pad_id: int) -> tuple[Split, int]:
-    """NAME.bin and, if the spool has flags, NAME.mask; with the number of special tokens in the samples."""
-    ids, counted = spool.read()
-    starts = np.concatenate([[0], np.cumsum(spool.lengths, dtype=np.int64)])
-    rows = best_fit(spool.lengths, row)
-    marks = 0
+@dataclass(frozen=True)
+class _Rows:
+    """marks: special tokens in the samples. counted: tokens whose flag is set."""
+
+    split: Split
+    marks: int
+    counted: int
+
+
+def _write_rows(spool: _Spool, out: Path, name: str, row: int, pad_id: int) -> _Rows:
+    """NAME.bin and, if the spool has flags, NAME.mask."""
+    lengths = spool.lengths
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    members, counts = best_fit(lengths, row)
+    ends = np.cumsum(counts)
+    marks = flagged = 0
     with contextlib.ExitStack() as stack:
+        ids, counted = spool.open(stack)
         writer = stack.enter_context(_Writer(out / f"{name}.bin"))
         mask_writer = None if counted is None else stack.enter_context(_Writer(out / f"{name}.mask"))
-        for first in range(0, len(rows), _ROWS_AT_A_TIME):
-            part = rows[first : first + _ROWS_AT_A_TIME]
-            block = np.full((len(part), row), pad_id, dtype=ids.dtype)
-            flags = np.zeros((len(part), row), dtype=np.uint8)
-            for line, members in enumerate(part):
+        for first in range(0, len(counts), _ROWS_AT_A_TIME):
+            last = min(first + _ROWS_AT_A_TIME, len(counts))
+            block = np.full((last - first, row), pad_id, dtype=ids.dtype)
+            flags = np.zeros((last - first, row), dtype=np.uint8)
+            for line in range(first, last):
                 at = 0
-                for member in members:
-                    begin, end = starts[member], starts[member + 1]
-                    block[line, at : at + end - begin] = ids[begin:end]
+                for member in members[ends[line] - counts[line] : ends[line]]:
+                    begin, end = int(starts[member]), int(starts[member + 1])
+                    block[line - first, at : at + end - begin] = ids.rows(begin, end)[:, 0]
                     if counted is not None:
-                        flags[line, at : at + end - begin] = counted[begin:end]
-                    at += int(end - begin)
+                        flags[line - first, at : at + end - begin] = counted.rows(begin, end)[:, 0]
+                    at += end - begin
             marks += int(np.count_nonzero((block > pad_id) & (block < _MARKS)))
+            flagged += int(flags.sum())
             writer.write(block)
             if mask_writer is not None:
                 mask_writer.write(flags)
-    del ids, counted
     spool.remove()
     split = Split(
         file=f"{name}.bin",
         tokens=writer.written,
-        documents=len(spool.documents),
+        documents=spool.documents,
         text_bytes=spool.text_bytes,
         sha256=writer.sha256,
         mask_file=None if mask_writer is None else f"{name}.mask",
     )
-    return split, marks
+    return _Rows(split, marks, flagged)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,22 +16,30 @@ import numpy.typing as npt
 from twingpt import __version__
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data import dedup, pack, reading
+from twingpt.data.changes import Changes
 from twingpt.data.corpus import Documents, seeded_order
+from twingpt.data.files import CLEANED_FILE, REPORT_FILE, SAMPLES_FILE, TOKENIZER_FILE
 from twingpt.data.manifest import Manifest
 from twingpt.data.parallel import default_workers
 from twingpt.data.settings import PrepareSettings as PrepareSettings
 from twingpt.data.stages import Report, StageResult, Workspace, file_sha256
 from twingpt.data.tokenizer import Tokenizer, train_tokenizer
-from twingpt.data.write_cleaned import CLEANED_FILE, TIED, write_cleaned
-from twingpt.data.write_samples import SAMPLES_FILE, SHOWN_SAMPLES, sample_settings, write_samples
+from twingpt.data.write_cleaned import TIED, write_cleaned, write_spool
+from twingpt.data.write_samples import SHOWN_SAMPLES, sample_settings, write_samples
 
 StageName = Literal["clean", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "tokenizer", "samples", "pack")
 
-TOKENIZER_FILE, REPORT_FILE = "tokenizer.json", "report.json"
-
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-_VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 1, "pack": 1}
+VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 1, "pack": 1}
+# What decides the bytes of a stage that machines can share, by name in PrepareSettings.
+FIELDS: dict[StageName, tuple[str, ...]] = {
+    "clean": ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
+    "samples": (
+        *("block_size", "val_fraction", "seed", "samples_per_doc", "max_samples", "closed_share", "summaries"),
+        *("allow_long", "template"),
+    ),
+}
 # Validation text that fills some windows, in UTF-8 bytes a token of block_size.
 _VALIDATION_BYTES_A_TOKEN = 8
 
@@ -72,7 +81,7 @@ def prepare(
     """
     if settings.template == "qa":
         sample_settings(settings)  # a setting that no sample can have is refused before the work begins
-    job = _Job(Workspace(out), settings, workers or default_workers(), watcher or Watcher())
+    job = Job(Workspace(out), settings, workers or default_workers(), watcher or Watcher())
     makers: dict[StageName, Callable[[], StageResult]] = {
         "clean": lambda: job.run_clean(inputs),
         "tokenizer": job.run_tokenizer,
@@ -98,7 +107,7 @@ def prepare(
 
 
 def _report(
-    job: "_Job", inputs: Sequence[str], settings: PrepareSettings, stages_up_to_now: Sequence[StageName]
+    job: "Job", inputs: Sequence[str], settings: PrepareSettings, stages_up_to_now: Sequence[StageName]
 ) -> Report:
     """Nothing in it depends on the machine or the clock."""
     found = {name: job.workspace.report(name) for name in stages_up_to_now}
@@ -110,39 +119,62 @@ def _report(
     return {"inputs": list(inputs), "settings": dataclasses.asdict(settings), **stages}
 
 
-class _Job:
-    def __init__(self, workspace: Workspace, settings: PrepareSettings, workers: int, watcher: Watcher) -> None:
+class Job:
+    """scratch: a folder for temporary files, unless they may be put into the workspace."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: PrepareSettings,
+        workers: int,
+        watcher: Watcher,
+        scratch: Path | None = None,
+    ) -> None:
         self.workspace = workspace
         self.settings = settings
         self.workers = workers
         self.watcher = watcher
         self._out = workspace.folder
+        self._scratch = scratch or workspace.scratch
 
-    def _key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
+    def key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
         chosen = {name: getattr(self.settings, name) for name in fields}
         if self.settings.template == "qa" and stage in ("clean", "samples"):
             inputs["sentences"] = metadata.version("kiwipiepy")
-        return {"stage": stage, "version": [__version__, _VERSIONS[stage]], "settings": chosen, "inputs": inputs}
+        return {"stage": stage, "version": [__version__, VERSIONS[stage]], "settings": chosen, "inputs": inputs}
 
     # -- clean ---------------------------------------------------------------------------------------------------
 
     def run_clean(self, inputs: Sequence[str]) -> StageResult:
         if not inputs:
             raise UsageError("no text given: name files or folders, or - for stdin")
-        with _StdinAsFile(inputs, self._out) as given:
+        with StdinAsFile(inputs, self._out) as given:
             sources = reading.find_sources(given)
-            digest, size = reading.fingerprint(sources)
-            fields = ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template")
-            key = self._key("clean", fields, raw=digest)
-            self.watcher.start("clean", size)
-            return self.workspace.run(
-                "clean",
-                key,
-                lambda folder: write_cleaned(
+            files = [reading.fingerprint(source) for source in sources]
+            size = sum(file.size for file in files)
+
+            def spool(folder: Path) -> Changes:
+                return write_spool(
                     sources, size, folder, self.settings, workers=self.workers, advance=self.watcher.advance
-                ),
-                needed=4 * size,
-            )
+                )
+
+            self.watcher.start("clean", size)
+            return self.put_cleaned(files, spool, needed=4 * size)
+
+    def put_cleaned(
+        self, files: Sequence[reading.Fingerprint], spool: Callable[[Path], Changes], *, needed: int
+    ) -> StageResult:
+        """The stage of the chunks that `spool` puts into a folder, returning what was changed in reading the files."""
+        key = self.key("clean", FIELDS["clean"], raw=reading.fingerprint_of_all(files))
+        size = sum(file.size for file in files)
+
+        def make(folder: Path) -> Report:
+            with tempfile.TemporaryDirectory(dir=folder) as chunks:
+                changes = spool(Path(chunks))
+                names = [file.name for file in files]
+                return write_cleaned(Path(chunks), folder, self.settings, changes, names, size)
+
+        return self.workspace.run("clean", key, make, needed=needed)
 
     # -- tokenizer -----------------------------------------------------------------------------------------------
 
@@ -151,7 +183,7 @@ class _Job:
         documents = Documents(cleaned)
         chosen = _drawn_documents(documents, int(self.settings.tokenizer_megabytes * 1e6), self.settings.seed)
         fields = ("vocab_size", "tokenizer_megabytes", "seed", "template")
-        key = self._key("tokenizer", fields, text=file_sha256(cleaned), learner=_learner())
+        key = self.key("tokenizer", fields, text=file_sha256(cleaned), learner=_learner())
         self.watcher.start("tokenizer", int(documents.sizes()[chosen].sum()))
         return self.workspace.run(
             "tokenizer",
@@ -185,23 +217,16 @@ class _Job:
     # -- samples -------------------------------------------------------------------------------------------------
 
     def run_samples(self) -> StageResult:
-        cleaned, tokenizer = self._out / CLEANED_FILE, self._out / TOKENIZER_FILE
-        documents = Documents(cleaned)
-        Tokenizer.load(tokenizer)
-        fields = (
-            *("block_size", "val_fraction", "seed", "samples_per_doc", "max_samples", "closed_share", "summaries"),
-            *("allow_long", "template"),
-        )
-        key = self._key("samples", fields, text=file_sha256(cleaned), tokenizer=file_sha256(tokenizer))
+        documents = self.sampled_documents()
         size = int(documents.sizes().sum())
         self.watcher.start("samples", size)
         return self.workspace.run(
             "samples",
-            key,
+            self.samples_key(),
             lambda folder: write_samples(
                 documents,
-                self._validation(documents),
-                tokenizer,
+                self.validation(documents),
+                self._out / TOKENIZER_FILE,
                 folder,
                 self.settings,
                 workers=self.workers,
@@ -210,12 +235,26 @@ class _Job:
             needed=8 * size,
         )
 
-    def _validation(self, documents: Documents) -> npt.NDArray[np.bool_]:
-        tied = (self.workspace.report("clean") or {}).get(TIED)
+    def sampled_documents(self) -> Documents:
+        """Raises TwinGPTError if DATA lacks what samples are made with."""
+        documents = Documents(self._out / CLEANED_FILE)
+        Tokenizer.load(self._out / TOKENIZER_FILE)
+        return documents
+
+    def samples_key(self) -> dict[str, Any]:
+        hashes = {"text": file_sha256(self._out / CLEANED_FILE), "tokenizer": file_sha256(self._out / TOKENIZER_FILE)}
+        return self.key("samples", FIELDS["samples"], **hashes)
+
+    def validation(self, documents: Documents) -> npt.NDArray[np.bool_]:
+        """bool [documents]: True for those that are held out."""
+        found = (self.workspace.report("clean") or {}).get(TIED)
+        tied = (
+            dedup.ties(documents, self._scratch) if found is None else np.asarray(found, dtype=np.int64).reshape(-1, 2)
+        )
         return dedup.split_validation(
             documents,
             documents.sizes(),
-            dedup.groups(documents) if tied is None else dedup.connected(len(documents), tied),
+            tied,
             fraction=self.settings.val_fraction,
             seed=self.settings.seed,
             min_bytes=_VALIDATION_BYTES_A_TOKEN * self.settings.block_size,
@@ -234,12 +273,12 @@ class _Job:
         fields: tuple[str, ...] = ("block_size", "template")
         fields += ("val_fraction", "seed") if plain else ("mask_prompt", "allow_long")
         text_sha256 = file_sha256(documents.path)
-        key = self._key("pack", fields, text=file_sha256(text), tokenizer=tokenizer.sha256, cleaned=text_sha256)
+        key = self.key("pack", fields, text=file_sha256(text), tokenizer=tokenizer.sha256, cleaned=text_sha256)
         self.watcher.start("pack", text.stat().st_size)
 
         def make(folder: Path) -> Report:
             if plain:
-                validation = self._validation(documents)
+                validation = self.validation(documents)
                 manifest, report = pack.pack_documents(
                     documents,
                     validation,
@@ -309,7 +348,7 @@ def _learner() -> str:
     raise TwinGPTError("the package `tokenizers` is missing: install twingpt again")
 
 
-class _StdinAsFile:
+class StdinAsFile:
     """stdin kept in a file while it is read twice, once for its hash and once for its text."""
 
     def __init__(self, inputs: Sequence[str], folder: Path) -> None:

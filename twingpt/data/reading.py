@@ -70,20 +70,31 @@ def _is_text_name(file: Path) -> bool:
     return name.endswith(TEXT_SUFFIXES) and not file.name.startswith(".")
 
 
-def fingerprint(sources: Sequence[Source]) -> tuple[str, int]:
-    """sha256 over the files' bytes and lengths, and their bytes on disk. Raises TwinGPTError for an unreadable file."""
+@dataclass(frozen=True)
+class Fingerprint:
+    """size: bytes on disk. sha256 of them."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def fingerprint(source: Source) -> Fingerprint:
+    """Raises TwinGPTError for an unreadable file."""
+    try:
+        with source.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return Fingerprint(source.name, file.tell(), digest)
+    except OSError as error:
+        raise TwinGPTError(f"{source.name} cannot be read: {error.strerror}") from None
+
+
+def fingerprint_of_all(files: Iterable[Fingerprint]) -> str:
+    """sha256 over the files' hashes and lengths in their order; their names do not matter."""
     whole = hashlib.sha256()
-    size = 0
-    for source in sources:
-        try:
-            with source.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-                length = file.tell()
-        except OSError as error:
-            raise TwinGPTError(f"{source.name} cannot be read: {error.strerror}") from None
-        whole.update(digest.digest() + length.to_bytes(8, "little"))
-        size += length
-    return whole.hexdigest(), size
+    for file in files:
+        whole.update(bytes.fromhex(file.sha256) + file.size.to_bytes(8, "little"))
+    return whole.hexdigest()
 
 
 def read_source(

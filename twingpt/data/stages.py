@@ -50,6 +50,11 @@ class Workspace:
         self.folder = folder
         self._state = folder / STATE_FOLDER
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is needed only while the workspace is locked."""
+        return self._state
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Raises TwinGPTError if the folder cannot be made or another process writes in it."""

@@ -27,6 +27,9 @@ MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 # ByteLevel's own pattern (`use_regex`), spelt out for rustbpe, which takes it as an argument.
 BYTE_LEVEL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+# Characters after which the fast encoder is made anew; that takes about a tenth as long as encoding them.
+_REMEMBERED_CHARACTERS = 1 << 25
+
 # Takes every branch of the pattern; a fast encoder that disagrees with the reference on it is not used.
 _PROBE = (
     "[BOS]여권을 잃어버렸을 때: I'll don't we've  2,500페소\t+63 917-555-0123\n\n  ㅋㅋㅋ [/ANSWER]　가나"
@@ -85,6 +88,7 @@ class Tokenizer:
         self._reference.encode_special_tokens = True
         self._content = content
         self._use_fast = fast
+        self._remembered = 0
         vocabulary: dict[str, int] = self._config["model"]["vocab"]
         texts = [b""] * len(vocabulary)
         for symbols, token in vocabulary.items():
@@ -160,8 +164,16 @@ class Tokenizer:
             return None
         return fast if agrees else None
 
+    def _remember(self, characters: int) -> None:
+        """gigatoken remembers every word it has seen, a MB for each MB of new text: it is made anew now and then."""
+        self._remembered += characters
+        if self._remembered > _REMEMBERED_CHARACTERS:
+            self.__dict__.pop("_fast", None)
+            self._remembered = characters
+
     def encode(self, text: str) -> list[int]:
         """The ids of ordinary text. Raises TwinGPTError for a lone surrogate: no UTF-8 text holds one."""
+        self._remember(len(text))
         try:
             if self._fast is not None:
                 ids: list[int] = self._fast.encode(text.encode()).tolist()
@@ -179,6 +191,7 @@ class Tokenizer:
         """The ids of all texts in a row, uint32 [sum of lengths], and their lengths, int64 [texts]."""
         if not texts:
             return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64)
+        self._remember(sum(map(len, texts)))
         if self._fast is not None:
             layout = self._fast.encode_batch(list(texts)).layout
             offsets = np.asarray(layout.offsets.data, dtype=np.int64)
@@ -214,6 +227,7 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """Tokens of ordinary text."""
+        self._remember(len(text))
         if self._fast is not None:
             return len(self._fast.encode(text.encode()))
         return len(self.encode(text))

@@ -1,8 +1,9 @@
 """From raw files to cleaned.txt and contacts.sqlite: chunks are cleaned in parallel, then seen as a whole."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data import clean, dedup, reading
+from twingpt.data import clean, dedup, reading, spool
 from twingpt.data.changes import Changes
+from twingpt.data.corpus import Documents, Table
+from twingpt.data.files import CLEANED_FILE, CONTACTS_FILE
 from twingpt.data.parallel import ordered_map, workers_for
 from twingpt.data.settings import PrepareSettings
 from twingpt.data.stages import Report
@@ -19,28 +22,27 @@ from twingpt.data.stages import Report
 if TYPE_CHECKING:
     from twingpt.data.contacts import Contact
 
-CLEANED_FILE, CONTACTS_FILE = "cleaned.txt", "contacts.sqlite"
 # In the report: pairs of documents that the split into training and validation must keep together.
 TIED = "tied_documents"
 
 
-def write_cleaned(
+def write_spool(
     sources: Sequence[reading.Source],
     size: int,
     folder: Path,
     settings: PrepareSettings,
     *,
+    share: tuple[int, int] = (0, 1),
     workers: int,
     advance: Callable[[int], None] = lambda size: None,
-) -> Report:
-    """Writes both files into the folder. size: bytes of the sources on disk.
+) -> Changes:
+    """Cleans chunks of the sources into a spool in the folder; returns what was changed in reading them.
 
-    Raises TwinGPTError for a source that cannot be read and if no text is left.
+    share (k, n): every n-th chunk from chunk k on. The sources are read as a whole all the same, since where a chunk
+    ends depends on the text before it. size: bytes of the sources on disk.
+    Raises TwinGPTError for a source that cannot be read.
     """
-    from twingpt.data.contacts import ContactStore
-
     changes = Changes()
-    spool = folder / "documents"
     work = _CleanWork(
         clean.CleanSettings(
             contacts=settings.contacts,
@@ -49,26 +51,49 @@ def write_cleaned(
             boilerplate=settings.boilerplate,
         )
     )
-    collected = _Collected()
-    with spool.open("wb") as file:
-        text = clean.chunks(_pieces(sources, settings, changes, advance))
-        for chunk in ordered_map(work, text, workers=workers_for(size, workers)):
-            file.writelines(chunk.documents)
-            collected.add(chunk)
-            changes.merge(chunk.changes)
-    if not collected.sizes:
+    first, step = share
+    text = itertools.islice(clean.chunks(_pieces(sources, settings, changes, advance)), first, None, step)
+    with spool.SpoolWriter(folder) as writer:
+        for chunk in ordered_map(work, text, workers=workers_for(size // step, workers)):
+            writer.add(chunk)
+    return changes
+
+
+def write_cleaned(
+    folder: Path, target: Path, settings: PrepareSettings, changes: Changes, sources: Sequence[str], size: int
+) -> Report:
+    """Makes both files in `target` of the spool of all chunks in `folder`; the report of the stage.
+
+    changes: what was changed in reading. sources: their names; size: their bytes.
+    Raises TwinGPTError if no text is left.
+    """
+    from twingpt.data.contacts import ContactStore
+
+    spool.merge_changes(folder, changes)
+    if (folder / spool.SIZES).stat().st_size == 0:
         others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-        raise TwinGPTError(f"{sources[0].name}{others}: no text is left after cleaning: give a file with text in it")
-    summary = _write_kept(spool, folder / CLEANED_FILE, collected, settings, changes)
-    spool.unlink()
-    ContactStore.create(folder / CONTACTS_FILE, collected.contacts).close()
+        raise TwinGPTError(f"{sources[0]}{others}: no text is left after cleaning: give a file with text in it")
+    summary = _write_kept(folder, target / CLEANED_FILE, settings, changes)
+    contacts = _Counted(spool.read_contacts(folder))
+    ContactStore.create(target / CONTACTS_FILE, contacts).close()
     return {
         "files": len(sources),
         "raw_bytes": size,
         **summary,
-        "contacts": len(collected.contacts),
+        "contacts": contacts.number,
         "changes": changes.to_json(),
     }
+
+
+class _Counted:
+    def __init__(self, contacts: "Iterator[Contact]") -> None:
+        self._contacts = contacts
+        self.number = 0
+
+    def __iter__(self) -> "Iterator[Contact]":
+        for contact in self._contacts:
+            self.number += 1
+            yield contact
 
 
 def _pieces(
@@ -93,64 +118,75 @@ class _CleanWork:
         return clean.clean_chunk(text, self.settings)
 
 
-@dataclass
-class _Collected:
-    """What is known of all documents once the chunks are cleaned; their texts are on disk."""
-
-    sizes: list[int] = field(default_factory=list)
-    contacts: "list[Contact]" = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    signatures: list[dedup.Signatures] = field(default_factory=list)
-    lines: list[npt.NDArray[np.uint64]] = field(default_factory=list)
-
-    def add(self, chunk: clean.CleanedChunk) -> None:
-        self.sizes += [len(document) for document in chunk.documents]
-        self.contacts += chunk.contacts
-        self.digests += chunk.digests
-        self.signatures.append(chunk.signatures)
-        self.lines.append(chunk.lines)
-
-
-def _write_kept(
-    spool: Path, cleaned: Path, collected: _Collected, settings: PrepareSettings, changes: Changes
-) -> Report:
+def _write_kept(folder: Path, cleaned: Path, settings: PrepareSettings, changes: Changes) -> Report:
     """The spooled documents without duplicates and boilerplate, into cleaned.txt."""
-    starts = np.concatenate([[0], np.cumsum(collected.sizes, dtype=np.int64)])
-    boilerplate: frozenset[int] = frozenset()
-    if settings.boilerplate:
-        boilerplate = clean.boilerplate_hashes(np.concatenate(collected.lines), len(collected.sizes))
-    with spool.open("rb") as texts, cleaned.open("wb") as file:
+    starts = _starts(folder)
+    count = len(starts) - 1
+    with (
+        (folder / spool.DOCUMENTS).open("rb") as texts,
+        (folder / spool.DIGESTS).open("rb") as digests,
+        (folder / spool.SIGNATURES).open("rb") as signatures,
+        (folder / spool.LINES).open("rb") as lines,
+        cleaned.open("wb") as file,
+    ):
 
         def fetch(index: int) -> str:
-            return os.pread(texts.fileno(), collected.sizes[index], int(starts[index])).decode()
+            return os.pread(texts.fileno(), int(starts[index + 1] - starts[index]), int(starts[index])).decode()
 
-        duplicates = dedup.find_duplicates(collected.digests, np.concatenate(collected.signatures), fetch)
-        dropped = {**duplicates.exact, **duplicates.near} if settings.dedup else {}
+        boilerplate: frozenset[int] = frozenset()
+        if settings.boilerplate:
+            boilerplate = clean.boilerplate_hashes(Table(lines, "<u8"), count)
+        duplicates = dedup.find_duplicates(dedup.digest_table(digests), dedup.signature_table(signatures), fetch)
+        dropped = np.zeros(count, dtype=np.bool_)
         if settings.dedup:
             _note_duplicates(duplicates, fetch, changes)
-        kept = [index for index in range(len(collected.sizes)) if index not in dropped]
-        for index in kept:
+            dropped[duplicates.exact[:, 1]] = dropped[duplicates.near[:, 1]] = True
+        separator = b""
+        for index in range(count):
+            if dropped[index]:
+                continue
             text = fetch(index)
             if boilerplate:
                 text = clean.without_boilerplate(text, boilerplate, changes)
-            file.write((b"\n" if index != kept[0] else b"") + text.encode() + b"\n")
+            file.write(separator + text.encode() + b"\n")
+            separator = b"\n"
         written = file.tell()
+    if boilerplate or settings.contacts == "mask":
+        # Masking and dropping lines make documents more alike than they were when they were compared.
+        documents = Documents(cleaned)
+        tied = dedup.ties(documents, folder).tolist()
+        documents.close()
+    else:
+        tied = _tied(duplicates.tied, dropped)
     return {
-        "documents": len(kept),
+        "documents": count - int(dropped.sum()),
         "cleaned_bytes": written,
         "exact_duplicates": len(duplicates.exact),
         "near_duplicates": len(duplicates.near),
-        # Masking and dropping lines make documents more alike than they were when they were compared.
-        TIED: None if boilerplate or settings.contacts == "mask" else _tied(duplicates.group, kept),
+        TIED: tied,
     }
 
 
-def _tied(group: npt.NDArray[np.int64], kept: Sequence[int]) -> list[list[int]]:
-    """Pairs of documents of cleaned.txt, by number, that belong to one group of duplicates."""
+def _starts(folder: Path) -> npt.NDArray[np.int64]:
+    """Where each document starts in the spool, and where the last one ends."""
+    with (folder / spool.SIZES).open("rb") as file:
+        sizes = Table(file, "<u4")
+        starts = np.zeros(len(sizes) + 1, dtype=np.int64)
+        for first, part in sizes.parts():
+            starts[first + 1 : first + 1 + len(part)] = part[:, 0]
+    return np.cumsum(starts, out=starts)
+
+
+def _tied(tied: npt.NDArray[np.int64], dropped: npt.NDArray[np.bool_]) -> list[list[int]]:
+    """`Duplicates.tied` among the documents of cleaned.txt, by their numbers there."""
+    members = np.concatenate([tied, np.repeat(np.unique(tied[:, :1]), 2).reshape(-1, 2)])
+    members = members[~dropped[members[:, 1]]]
+    members = members[np.argsort(members[:, 1])]
+    numbers = members[:, 1] - np.searchsorted(np.flatnonzero(dropped), members[:, 1])
     first: dict[int, int] = {}
     return [
         [first[leader], number]
-        for number, leader in enumerate(int(group[index]) for index in kept)
+        for leader, number in zip(members[:, 0].tolist(), numbers.tolist(), strict=True)
         if first.setdefault(leader, number) != number
     ]
 
@@ -158,7 +194,7 @@ def _tied(group: npt.NDArray[np.int64], kept: Sequence[int]) -> list[list[int]]:
 def _note_duplicates(duplicates: dedup.Duplicates, fetch: Callable[[int], str], changes: Changes) -> None:
     for kind, pairs in (("exact", duplicates.exact), ("near", duplicates.near)):
         name = f"{kind} duplicates dropped"
-        if pairs:
+        if len(pairs):
             changes.count(name, len(pairs))
-        for later in sorted(pairs)[:3]:
-            changes.example(name, fetch(later)[:80], fetch(pairs[later])[:80])
+        for kept, later in pairs[:3].tolist():
+            changes.example(name, fetch(later)[:80], fetch(kept)[:80])

@@ -1,8 +1,11 @@
 """From cleaned.txt to samples.jsonl: documents become samples in parallel, and stand in the order of the text."""
 
+import contextlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.corpus import Documents, seeded_order
+from twingpt.data.corpus import Documents, read_text, seeded_order
+from twingpt.data.files import SAMPLES_FILE
 from twingpt.data.parallel import ordered_map, workers_for
 from twingpt.data.settings import PrepareSettings
 from twingpt.data.stages import Report
@@ -20,7 +24,6 @@ from twingpt.data.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from twingpt.data.samples import SampleSettings
 
-SAMPLES_FILE = "samples.jsonl"
 SHOWN_SAMPLES = 3
 BATCH_BYTES = 64 << 10
 
@@ -53,62 +56,150 @@ def write_samples(
 
     With max_samples, documents are drawn until there are enough: the rest is never looked at.
     """
-    spool = folder / "spool"
-    counts: dict[str, int] = {}
-    where: list[tuple[int, int, int]] = []  # document, offset and length in the spool
-    limit = settings.max_samples
-    results = ordered_map(
-        _make_batch,
-        _batches(documents, validation, settings),
-        workers=workers_for(int(documents.sizes().sum()), workers),
-        setup=_start,
-        setup_args=(str(documents.path), str(tokenizer), settings),
-    )
-    with spool.open("wb") as file:
-        for batch in results:
-            room = len(batch.lines) if limit is None else limit - len(where)
-            for document, kind, line in batch.lines[:room]:
-                where.append((document, file.tell(), len(line)))
-                file.write(line)
-                counts[kind] = counts.get(kind, 0) + 1
-            advance(batch.size)
-            if len(where) == limit:
-                results.close()
-                break
-    if not where:
+    made = _made(documents, validation, tokenizer, settings, (0, 1), workers)
+    tally, target = Tally(), folder / SAMPLES_FILE
+    with contextlib.closing(made):
+        if settings.max_samples is None:
+            _write_in_order(made, target, tally, advance)
+        else:
+            _write_drawn(made, settings.max_samples, target, tally, advance)
+    return samples_report(tally, documents, validation, target)
+
+
+def write_samples_share(
+    documents: Documents,
+    validation: npt.NDArray[np.bool_],
+    tokenizer: Path,
+    target: Path,
+    settings: PrepareSettings,
+    *,
+    share: tuple[int, int],
+    workers: int,
+    advance: Callable[[int], None] = lambda size: None,
+) -> tuple["Tally", list[int]]:
+    """Every n-th batch of documents from batch k on, share being (k, n): its samples, and the bytes of each batch."""
+    tally = Tally()
+    made = _made(documents, validation, tokenizer, settings, share, workers)
+    return tally, _write_in_order(made, target, tally, lambda size: advance(size * share[1]))
+
+
+def samples_report(tally: "Tally", documents: Documents, validation: npt.NDArray[np.bool_], samples: Path) -> Report:
+    """The report of the stage. Raises TwinGPTError if there is no sample."""
+    if not tally.samples:
         raise TwinGPTError(
             f"{documents.path}: no document is long enough for a sample: give more text, or use --template plain"
         )
-    _gather(spool, folder / SAMPLES_FILE, sorted(where))
-    spool.unlink()
     return {
-        "samples": len(where),
-        "by_kind": dict(sorted(counts.items())),
+        "samples": tally.samples,
+        "by_kind": dict(sorted(tally.by_kind.items())),
         "documents": len(documents),
-        "documents_used": len({document for document, _, _ in where}),
+        "documents_used": tally.documents_used,
         "validation_documents": int(validation.sum()),
-        "shown": _shown(folder / SAMPLES_FILE, len(where)),
+        "shown": _shown(samples, tally.samples),
     }
+
+
+@dataclass
+class Tally:
+    """What was made of some documents."""
+
+    samples: int = 0
+    documents_used: int = 0
+    by_kind: dict[str, int] = field(default_factory=dict)
+
+    def add(self, lines: Sequence["_Line"]) -> None:
+        """The samples of whole documents."""
+        self.samples += len(lines)
+        self.documents_used += len({document for document, _, _ in lines})
+        for _, kind, _ in lines:
+            self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
+
+    def merge(self, other: "Tally") -> None:
+        """Add what was made of other documents."""
+        self.samples += other.samples
+        self.documents_used += other.documents_used
+        for kind, number in other.by_kind.items():
+            self.by_kind[kind] = self.by_kind.get(kind, 0) + number
+
+
+_Line = tuple[int, str, bytes]  # document, kind, the line of samples.jsonl
+
+
+def _write_in_order(made: Iterator["_Batch"], target: Path, tally: Tally, advance: Callable[[int], None]) -> list[int]:
+    """All samples; the bytes of each batch."""
+    sizes: list[int] = []
+    with target.open("wb") as file:
+        for batch in made:
+            tally.add(batch.lines)
+            sizes.append(sum(file.write(line) for _, _, line in batch.lines))
+            advance(batch.size)
+    return sizes
+
+
+def _write_drawn(
+    made: Iterator["_Batch"], limit: int, target: Path, tally: Tally, advance: Callable[[int], None]
+) -> None:
+    """The first `limit` samples, in the order of the text."""
+    spool = target.with_suffix(".spool")
+    where: list[tuple[int, int, int]] = []  # document, offset and length in the spool
+    with spool.open("wb") as file:
+        for batch in made:
+            lines = batch.lines[: limit - len(where)]
+            tally.add(lines)
+            for document, _, line in lines:
+                where.append((document, file.tell(), len(line)))
+                file.write(line)
+            advance(batch.size)
+            if len(where) == limit:
+                break
+    with spool.open("rb") as source, target.open("wb") as file:
+        for _, offset, length in sorted(where):
+            source.seek(offset)
+            file.write(source.read(length))
+    spool.unlink()
 
 
 @dataclass(frozen=True)
 class _Batch:
     size: int
-    lines: list[tuple[int, str, bytes]]  # document, kind, the line of samples.jsonl
+    lines: list[_Line]
 
 
 @dataclass(frozen=True)
 class _Work:
+    """Some documents: their numbers, where their texts stand in the file, and whether they are held out."""
+
     documents: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
     validation: tuple[bool, ...]
 
 
 _worker: dict[str, Any] = {}
 
 
+def _made(
+    documents: Documents,
+    validation: npt.NDArray[np.bool_],
+    tokenizer: Path,
+    settings: PrepareSettings,
+    share: tuple[int, int],
+    workers: int,
+) -> Generator["_Batch", None, None]:
+    first, step = share
+    return ordered_map(
+        _make_batch,
+        itertools.islice(_batches(documents, validation, settings), first, None, step),
+        workers=workers_for(int(documents.sizes().sum()) // step, workers),
+        setup=_start,
+        setup_args=(str(documents.path), str(tokenizer), settings),
+    )
+
+
 def _start(cleaned: str, tokenizer: str, settings: PrepareSettings) -> None:
     """Once a worker: what making samples needs."""
-    _worker["documents"] = Documents(Path(cleaned))
+    if "cleaned" in _worker:
+        os.close(_worker["cleaned"])
+    _worker["cleaned"] = os.open(cleaned, os.O_RDONLY)
     _worker["count"] = Tokenizer.load(tokenizer).count
     _worker["settings"] = sample_settings(settings)
 
@@ -116,11 +207,11 @@ def _start(cleaned: str, tokenizer: str, settings: PrepareSettings) -> None:
 def _make_batch(work: _Work) -> _Batch:
     from twingpt.data.samples import make_samples
 
-    lines: list[tuple[int, str, bytes]] = []
+    lines: list[_Line] = []
     size = 0
-    for index, held_out in zip(work.documents, work.validation, strict=True):
-        document: str = _worker["documents"][index]
-        size += len(document.encode())
+    for index, (start, end), held_out in zip(work.documents, work.spans, work.validation, strict=True):
+        document = read_text(_worker["cleaned"], start, end, f"cleaned.txt is not UTF-8 in document {index}")
+        size += end - start
         split: SplitName = "val" if held_out else "train"
         made = make_samples(document, index, split, _worker["settings"], _worker["count"])
         lines += [(index, sample.kind, (sample.to_json() + "\n").encode()) for sample in made]
@@ -138,20 +229,13 @@ def _batches(documents: Documents, validation: npt.NDArray[np.bool_], settings: 
     sizes = documents.sizes()
     batch: list[int] = []
     total = 0
-    for index in order.tolist():
+    for index in map(int, order):
         batch.append(index)
         total += int(sizes[index])
         if total >= BATCH_BYTES or index == order[-1]:
-            yield _Work(tuple(batch), tuple(bool(validation[i]) for i in batch))
+            spans = tuple(documents.span(i) for i in batch)
+            yield _Work(tuple(batch), spans, tuple(bool(validation[i]) for i in batch))
             batch, total = [], 0
-
-
-def _gather(spool: Path, target: Path, where: Sequence[tuple[int, int, int]]) -> None:
-    """The spooled lines in the given order."""
-    with spool.open("rb") as source, target.open("wb") as file:
-        for _, offset, length in where:
-            source.seek(offset)
-            file.write(source.read(length))
 
 
 def _shown(samples: Path, count: int) -> list[dict[str, Any]]:

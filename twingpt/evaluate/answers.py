@@ -11,9 +11,9 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.data.contacts import ContactStore
 from twingpt.data.corpus import seeded_order
+from twingpt.data.files import SAMPLES_FILE
 from twingpt.data.template import Sample
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.data.write_samples import SAMPLES_FILE
 from twingpt.evaluate.metrics import Measures, measure, summarise, to_dict
 from twingpt.generation.text import Request, question_prompt, with_contacts, write_side_by_side
 

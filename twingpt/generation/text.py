@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
+from twingpt.data.files import CONTACTS_FILE, TOKENIZER_FILE
 from twingpt.data.template import END_ANSWER, END_SUMMARY, EOS, prompt_segments
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.generation.batching import Batcher, Constraint, FinishReason
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from twingpt.data.contacts import ContactStore
     from twingpt.generation.answer_form import AnswerForm
 
-TOKENIZER_FILE = "tokenizer.json"
-CONTACTS_FILE = "contacts.sqlite"
 UNVERIFIED = " (확인되지 않은 번호)"
 
 

@@ -13,9 +13,10 @@ from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import weights_only
 from twingpt.data.contacts import ContactStore
+from twingpt.data.files import CONTACTS_FILE
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.generation.answer_form import SECTION_HEADS, AnswerForm
-from twingpt.generation.text import CONTACTS_FILE, load_tokenizer, open_contacts
+from twingpt.generation.text import load_tokenizer, open_contacts
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker
 from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, read_checkpoint

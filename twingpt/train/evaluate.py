@@ -1,6 +1,7 @@
 """Validation: loss, perplexity and bits per byte."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,12 @@ def evaluate(
     batch_size: int,
     limit: int = 0,
     world: World | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate up to `limit` windows spread evenly over the split (0: all of it).
 
     token_bytes: int32 [vocab_size], bytes that each token stands for. world: the ranks that share the windows.
-    Raises TwinGPTError if no target is counted.
+    beat: called after each batch.     Raises TwinGPTError if no target is counted.
     """
     world = world or Alone()
     windows = batches.spread(limit)[world.rank :: world.size]
@@ -60,6 +62,7 @@ def evaluate(
         inputs, targets = batches.gather(chosen + chosen[:1] * (batch_size - len(chosen)))
         targets[len(chosen) :] = -1
         batch_nats, batch_tokens = backend.eval_step(inputs, targets)
+        beat()
         nats += batch_nats
         tokens += batch_tokens
         text_bytes += int(token_bytes[targets[targets >= 0]].sum())

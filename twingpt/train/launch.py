@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from twingpt.core.backend import BACKENDS
 from twingpt.core.errors import TwinGPTError, UsageError
 
 MASTER_PORT = 29500
@@ -32,6 +33,8 @@ def launch_hosts(hosts: Sequence[str], backend: str, arguments: Sequence[str]) -
     mlx.launch reaches the hosts over ssh. torchrun has no such way: where they are not all this machine, each needs its
     own line. Raises UsageError for a host that the others cannot reach, TwinGPTError if the launcher is not installed.
     """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     addresses = [_address(host) for host in hosts]
     loopback = [host for host, address in zip(hosts, addresses, strict=True) if address.startswith("127.")]
     if loopback and len(loopback) < len(hosts):
@@ -41,7 +44,9 @@ def launch_hosts(hosts: Sequence[str], backend: str, arguments: Sequence[str]) -
         return Launch(_mlx_launch(hosts, addresses, command), {})
     if all(_is_local(address) for address in addresses):
         torchrun = [sys.executable, "-m", "torch.distributed.run"]
-        return Launch([*torchrun, "--standalone", "--nproc-per-node", str(len(hosts)), *command], {})
+        # By its own name, which torchrun would take, a Mac may not find itself.
+        here = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(len(hosts))]
+        return Launch([*torchrun, *here, *command], {})
     ranks = Counter(hosts)
     if len(set(ranks.values())) > 1:
         raise UsageError("--hosts: with --backend mps every machine must be named the same number of times")
@@ -49,7 +54,8 @@ def launch_hosts(hosts: Sequence[str], backend: str, arguments: Sequence[str]) -
     for number, host in enumerate(ranks):
         where = ["--nnodes", str(len(ranks)), "--node-rank", str(number), "--nproc-per-node", str(ranks[host])]
         master = ["--master-addr", addresses[0], "--master-port", str(MASTER_PORT)]
-        lines[host] = ["torchrun", *where, *master, *command]
+        # Else gloo takes the interface of the host's name, which may be Wi-Fi. bridge0 is a Mac's Thunderbolt Bridge.
+        lines[host] = ["env", "GLOO_SOCKET_IFNAME=bridge0", "torchrun", *where, *master, *command]
     return Launch(None, lines)
 
 
@@ -88,10 +94,12 @@ def _mlx_launch(hosts: Sequence[str], addresses: Sequence[str], command: list[st
 
 
 def _address(host: str) -> str:
+    if not host:
+        raise UsageError("--hosts: a name is missing: write them with one comma between two")
     try:
         return socket.gethostbyname(host)
-    except OSError as error:
-        raise UsageError(f"--hosts: {host!r} has no address ({error.strerror})") from None
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--hosts: {host!r} has no address ({error})") from None
 
 
 def _is_local(address: str) -> bool:

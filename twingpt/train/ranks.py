@@ -13,7 +13,7 @@ from twingpt import __version__
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 from twingpt.core.world import LAUNCHERS, World, gather_facts, launched_for
 from twingpt.train.config import RunConfig
-from twingpt.weights.checkpoint import Checkpoint
+from twingpt.weights.checkpoint import Checkpoint, read_progress
 
 OF_EACH_RANK = ("micro_batch", "keep_last", "save_every")
 """Settings that may differ: they change nothing that is computed together."""
@@ -29,13 +29,21 @@ def check_launcher(backend: str) -> None:
         )
 
 
-def check_agreement(world: World, config: RunConfig, fingerprint: dict[str, str], start: Checkpoint | None) -> None:
-    """Raises TwinGPTError, on every rank, that names the ranks which would train something else, and in what."""
+def check_agreement(
+    world: World, config: RunConfig, fingerprint: dict[str, str], start: Checkpoint | None, options: dict[str, str]
+) -> None:
+    """Raises TwinGPTError, on every rank, that names the ranks which would train something else, and in what.
+
+    options: of the command line, those that decide which exchanges the ranks make.
+    """
     train = {name: value for name, value in asdict(config.train).items() if name not in OF_EACH_RANK}
     facts = {
         "version of twingpt": __version__,
         "step": str(start.progress.step if start else 0),
+        "checkpoint": "none" if start is None else " ".join(sorted(read_progress(start.path)[1].values())),
+        "position in the data": str(start.progress.samples if start else 0),
         **fingerprint,
+        **options,
         **{f"model.{name}": str(value) for name, value in config.model.to_dict().items()},
         **{f"train.{name}": str(value) for name, value in train.items()},
     }
@@ -79,7 +87,7 @@ class Watchdog:
             f"error: no rank moved for {self._timeout:g} s (--rank-timeout): one of them hangs, or is much slower; "
             "start all of them again with --resume\n"
         )
-        _leave_at_once(1)
+        leave_at_once(1)
 
 
 @contextlib.contextmanager
@@ -89,15 +97,16 @@ def leaving_at_once() -> Iterator[None]:
         yield
     except TwinGPTError as error:
         sys.stderr.write(f"error: {error}\n")
-        _leave_at_once(error.exit_code)
+        leave_at_once(error.exit_code)
     except StoppedError as stopped:
-        _leave_at_once(stopped.exit_code)
+        leave_at_once(stopped.exit_code)
     except Exception:
         traceback.print_exc()
-        _leave_at_once(1)
+        leave_at_once(1)
 
 
-def _leave_at_once(code: int) -> None:
+def leave_at_once(code: int) -> None:
+    """Also after all went well: what gloo tears down may meet what another rank has torn down already."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -21,6 +21,7 @@ from twingpt.train.restart import RunningMark, marked, stop_with_supervisor
 from twingpt.train.session import Session
 from twingpt.train.trackers import followed
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORTH_A_WARM_UP = 50
 """Steps below which timing a few of them first would be a notable part of the run."""
 
@@ -122,7 +123,7 @@ def time_line(estimate: TimeEstimate) -> str:
 
 @contextmanager
 def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[Callable[[], int | None]]:
-    """Ctrl-C and SIGTERM ask for an orderly stop, a second one ends the process at once.
+    """Ctrl-C, SIGTERM and a closed terminal ask for an orderly stop, a second one ends the process at once.
 
     Yields a function that returns the signal received, or None.
     """
@@ -135,7 +136,9 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[Callable[[], i
         received.append(number)
         request_stop()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # nohup had a closed terminal ignored.
+    numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield lambda: received[0] if received else None
     finally:

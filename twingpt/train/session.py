@@ -15,11 +15,12 @@ from twingpt.core.memory import machine_memory
 from twingpt.core.sampling import Sampling
 from twingpt.core.world import Alone, World, launched_for
 from twingpt.data.batches import Batches
+from twingpt.data.files import CONTACTS_FILE, TOKENIZER_FILE
 from twingpt.data.manifest import Manifest
 from twingpt.data.template import Sample
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.doctor.causality import probe_spec, startup_check
-from twingpt.generation.text import CONTACTS_FILE, TOKENIZER_FILE, load_tokenizer, question_prompt, stream_text
+from twingpt.generation.text import load_tokenizer, question_prompt, stream_text
 from twingpt.train.config import CONFIG_FILE, RunConfig, TrainConfig, make_config
 from twingpt.train.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.train.guards import check_disk
@@ -51,6 +52,9 @@ class TrainRequest:
     """Try the micro-batch in a process of its own first; None: one that was chosen for a device other than the CPU."""
     rank_timeout: float = 300.0
     """Seconds that one of several ranks waits for the others before it gives up."""
+    stop_at: int | None = None
+    estimate_time: bool = True
+    """The last two are for run_shown; several ranks must agree on them."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -98,10 +102,12 @@ def open_session(request: TrainRequest) -> Session:
     val = Batches(data_dir, manifest, "val", config.model.block_size)
     engine_config = config.train.engine(request.device)
     startup_check(request.backend, config.model, engine_config)
-    memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world))
+    beat = watchdog.beat if watchdog else lambda: None
+    memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world), beat)
     notes += halved
     backend = create_backend(request.backend, config.model, engine_config, world)
-    check_agreement(world, config, fingerprint, checkpoint)
+    together = {"--stop-at": str(request.stop_at), "--json": str(not request.estimate_time)}
+    check_agreement(world, config, fingerprint, checkpoint, together)
     lock = _open_run(request.run_dir, data_dir, config, checkpoint) if world.rank == 0 else None
     trainer = Trainer(
         request.run_dir,
@@ -114,7 +120,7 @@ def open_session(request: TrainRequest) -> Session:
         write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train) if world.rank == 0 else None,
         resume_from=checkpoint,
         world=world,
-        beat=watchdog.beat if watchdog else lambda: None,
+        beat=beat,
     )
     return Session(trainer, backend, config, memory, notes, lock, world)
 
@@ -152,7 +158,9 @@ def _copy_data_files(data_dir: Path, run_dir: Path) -> None:
             (run_dir / f".{name}.tmp").replace(run_dir / name)
 
 
-def _plan_memory(request: TrainRequest, config: RunConfig, batch_size: int) -> tuple[MemoryPlan, list[str]]:
+def _plan_memory(
+    request: TrainRequest, config: RunConfig, batch_size: int, beat: Callable[[], None]
+) -> tuple[MemoryPlan, list[str]]:
     """(the plan, a line for each micro-batch that was tried and did not fit). batch_size: this rank's.
 
     Raises TwinGPTError if not even one sequence at a time fits into the user's own limit, or into memory.
@@ -174,6 +182,7 @@ def _plan_memory(request: TrainRequest, config: RunConfig, batch_size: int) -> t
     halved: list[str] = []
     while wanted:
         tried = plan.micro_batch
+        beat()
         result = probe(spec, train, request.backend, request.device, tried, PROBE_STEPS)
         if result.fits:
             break

@@ -120,7 +120,7 @@ class Trainer:
 
     def _run(self, stop_at: int | None) -> Iterator[Report]:
         config, last = self._config, min(stop_at or self._config.steps, self._config.steps)
-        evaluated = -1
+        evaluated, start = -1, self.step
         clock = _Clock()
         while self.step < last and not self._stops():
             lr = self._schedule.learning_rate(self.step)
@@ -135,7 +135,7 @@ class Trainer:
             if config.save_every and self.step % config.save_every == 0:
                 with clock.paused(self._backend):
                     yield self._save()
-        if self.step == last and evaluated != last and self._saved_step != last:
+        if self.step == last and evaluated != last and self.step > start:
             yield self._log(self._evaluate())
         if self._saved_step != self.step:
             yield self._save()
@@ -297,6 +297,7 @@ class Trainer:
             config.micro_batch,
             config.eval_windows,
             self._world,
+            self._beat,
         )
         self._beat()
         self._progress = replace(self._progress, val_loss=result.loss)

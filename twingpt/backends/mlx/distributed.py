@@ -39,13 +39,13 @@ class MLXWorld:
     def gather(self, data: bytes) -> list[bytes]:
         try:
             gathered = mx.distributed.all_gather(mx.array(np.frombuffer(data, dtype=np.uint8)), group=self.group)
+            # Only the wait for the stream raises what an exchange on it met: without it, a lost rank's part is made up.
+            mx.eval(gathered)
+            mx.synchronize(mx.default_stream(mx.Device(mx.cpu)))
             rows = np.array(gathered).reshape(self.size, len(data))
         except RuntimeError as error:
             raise PeerLostError(first_line(error)) from None
         return [row.tobytes() for row in rows]
-
-    def leave(self) -> None:
-        """MLX closes its connections when the process ends."""
 
 
 class GradientSum:

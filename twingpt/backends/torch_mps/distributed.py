@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from twingpt.core.errors import PeerLostError, TwinGPTError
-from twingpt.core.memory import first_line
+from twingpt.core.memory import first_line, is_out_of_memory
 from twingpt.core.world import ELASTIC_RESTARTS
 
 BUCKET_BYTES = 25 * 1024**2
@@ -55,9 +55,6 @@ class TorchWorld:
             dist.all_gather(parts, mine)
         return [part.numpy().tobytes() for part in parts]
 
-    def leave(self) -> None:
-        dist.destroy_process_group()
-
 
 class GradientSum:
     """Sums gradients over the ranks, bucket by bucket, while the backward pass still works on those before them.
@@ -92,6 +89,7 @@ class GradientSum:
                 for parameter, part in zip(bucket, parts, strict=True):
                     parameter.grad = part.view_as(parameter)
             work.wait()
+        self._sums.clear()
         return total.to(loss.device)
 
     def _accumulated(self, parameter: Tensor) -> None:
@@ -128,6 +126,8 @@ def peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         # gloo begins with the place in its source and goes on with what may be the cause.
         reason = re.sub(r"^\[[^]]*\] ", "", first_line(error)).partition(". ")[0]
         raise PeerLostError(reason) from None

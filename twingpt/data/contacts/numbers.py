@@ -68,9 +68,16 @@ def digits(text: str) -> str:
     return re.sub(r"\D", "", text)
 
 
-def korea_is_meant(context: str) -> bool:
-    """Whether the words before a number say that it is dialled in Korea (default: the Philippines)."""
-    return _KOREA_CUE.search(context) is not None
+def korea_is_meant(line: str, position: int) -> bool:
+    """Whether the words before a number at `position` say that it is dialled in Korea (default: the Philippines)."""
+    return _first_cue_end(line) <= position
+
+
+@lru_cache(maxsize=8)
+def _first_cue_end(line: str) -> int:
+    # Asked for at every number of a line: looking through the words before each would take the square of its length.
+    match = _KOREA_CUE.search(line)
+    return len(line) + 1 if match is None else match.end()
 
 
 @lru_cache(maxsize=65536)
@@ -205,9 +212,15 @@ _CALLED = re.compile(
 )
 
 
-def find_short_codes(line: str, start: int = 0) -> Iterator[Number]:
-    """Known short codes that running text tells the reader to call."""
-    for match in _CALLED.finditer(line, start):
+# More than the longest match of `_CALLED` or `_BARE_START` with all that it looks ahead at.
+_REACH = 64
+
+
+def find_short_codes(line: str, start: int, end: int) -> Iterator[Number]:
+    """Known short codes that running text tells the reader to call, beginning in line[start:end]."""
+    for match in _CALLED.finditer(line, start, end + _REACH):
+        if match.start() >= end:
+            return
         if match[0] in SHORT_CODES:
             yield Number(match.start(), match.end(), match[0])
 
@@ -215,17 +228,21 @@ def find_short_codes(line: str, start: int = 0) -> Iterator[Number]:
 _BARE_START = re.compile(r"\(?\+[ ]?(?:63|82)|\(0\d{1,3}\)|0\d|63[ -]?\(?[29]|82[ -]?\(?[12]|1[ -]?800[ -]?1")
 
 
-def find_numbers(line: str, start: int = 0) -> Iterator[Number]:
-    """Numbers without a label: valid for the Philippines or Korea, and no amount, date or identifier."""
+def find_numbers(line: str, start: int, end: int) -> Iterator[Number]:
+    """Numbers without a label that begin in line[start:end]: valid for the Philippines or Korea, and no amount, date or
+    identifier. What stands after `end` is seen: a unit or a date there decides whether it is one.
+    """
     position = start
-    while (match := _BARE_START.search(line, position)) is not None:
+    while (match := _BARE_START.search(line, position, end + _REACH)) is not None:
         position = match.end()
         begin = match.start()
+        if begin >= end:
+            return
         before = line[max(0, begin - 24) : begin]
         # Hangul may touch a number ("전화02-..."); Latin letters and digits may not.
         if _BEFORE_NOT.search(re.sub(r"[가-힣]$", " ", before)) or _IDENTIFIER.search(before):
             continue
-        number = read_number(line, begin, labelled=False, korea=korea_is_meant(line[:begin]))
+        number = read_number(line, begin, labelled=False, korea=korea_is_meant(line, begin))
         if number is not None:
             yield number
             position = number.end

@@ -64,7 +64,7 @@ class ContactStore:
                 rows = ((c.kind, c.value, c.original, c.entity, _name(c.entity), c.ordinal, c.topic) for c in contacts)
                 db.executemany(f"INSERT OR IGNORE INTO contact ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
                 titles = db.execute("SELECT topic FROM contact WHERE topic != '' GROUP BY topic ORDER BY min(id)")
-                asked = ((title, " ".join(_name(way) for way in ways_to_ask(title))) for (title,) in titles.fetchall())
+                asked = ((title, " ".join(_name(way) for way in ways_to_ask(title))) for (title,) in titles)
                 db.executemany("INSERT INTO topic (title, asked) VALUES (?, ?)", asked)
                 db.execute("INSERT INTO place(place) VALUES ('rebuild')")
                 db.commit()

@@ -271,10 +271,11 @@ def _read_tel(line: str, position: int, kind: str, strong: bool) -> _Value | Non
     return _Value("FAX" if kind == "FAX" else "TEL", start, number.end, number.written)
 
 
+_KOREA_FOLLOWS = re.compile(r"[\d\s().+-]{7,24}[(（](?:서울|한국)")
+
+
 def _number_at(line: str, position: int, strong: bool) -> Number | None:
-    korea = (
-        korea_is_meant(line[:position]) or re.match(r"[\d\s().+-]{7,24}[(（](?:서울|한국)", line[position:]) is not None
-    )
+    korea = korea_is_meant(line, position) or _KOREA_FOLLOWS.match(line, position) is not None
     number = read_number(line, position, labelled=True, korea=korea)
     return number or read_short_code(line, position, known_only=not strong)
 
@@ -331,7 +332,7 @@ def _announced(line: str, run: re.Match[str]) -> _Edit | None:
         return None
     position = particle.end()
     if kinds & {"TEL", "GENERIC", "FAX"}:
-        korea = korea_is_meant(line[:position])
+        korea = korea_is_meant(line, position)
         number = read_number(line, position, labelled=True, korea=korea) or read_short_code(
             line, position, known_only=True
         )
@@ -359,7 +360,7 @@ def _further_numbers(line: str, edit: _Edit) -> Iterator[_Edit]:
         if placeholder is not None and placeholder[1] == edit.value.kind:
             value = _Value(edit.value.kind, position, placeholder.end(), placeholder[0])
         else:
-            number = read_number(line, position, labelled=True, korea=korea_is_meant(line[:position]))
+            number = read_number(line, position, labelled=True, korea=korea_is_meant(line, position))
             if number is None:
                 return
             value = _Value(edit.value.kind, position, number.end, number.written)
@@ -369,16 +370,14 @@ def _further_numbers(line: str, edit: _Edit) -> Iterator[_Edit]:
 
 def _bare(line: str, start: int, end: int) -> Iterator[_Edit]:
     """Contacts without a label: the text around them stays as it is."""
-    part = line[:end]
     values = [
         _Value(kind, m.start(), m.end(), m[0])
         for kind, pattern in _BARE_PATTERNS
-        for m in pattern.finditer(part, start)
+        for m in pattern.finditer(line, start, end)
     ]
-    values += [_Value(_kind(m[1]), m.start(), m.end(), m[0]) for m in L.PLACEHOLDER.finditer(part, start)]
+    values += [_Value(_kind(m[1]), m.start(), m.end(), m[0]) for m in L.PLACEHOLDER.finditer(line, start, end)]
     taken = [(v.start, v.end) for v in values]
-    # Numbers see the whole line: what follows a number (a unit, a date) decides whether it is one.
-    for number in chain(find_numbers(line, start), find_short_codes(line, start)):
+    for number in chain(find_numbers(line, start, end), find_short_codes(line, start, end)):
         if number.end <= end and not any(s < number.end and number.start < e for s, e in taken):
             values.append(_Value("TEL", number.start, number.end, number.written))
     position = start

@@ -1,9 +1,11 @@
 """Numbers in an output that nobody gave: a small model invents them, which in an emergency is dangerous."""
 
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from twingpt.data.contacts.labels import PLACEHOLDER
 from twingpt.data.contacts.numbers import SHORT_CODES, digits
 from twingpt.data.contacts.store import ContactStore
 from twingpt.data.contacts.text import standardise
@@ -21,6 +23,8 @@ _DATE = re.compile(
 _LABELLED_SHORT = re.compile(
     r"(?:TEL|FAX|KAKAO|전화(?:번호)?|연락처|☎️?|[Tt]el)[ .:：)]{0,3}(\d{2,6})(?!\d|[ ]?[-–.]\d)"
 )
+# What follows a known short code that is a number to call, not an amount: "911에 신고", "117로 전화".
+_CALLED = re.compile(r"(?:번)?(?:으로|로|에)\s*(?:전화|신고|연락|문의)")
 _LOCAL_DIGITS = 7
 
 
@@ -38,7 +42,8 @@ def verify_numbers(text: str, sources: Iterable[str], store: ContactStore | None
 
     Numbers are telephone-like runs of seven digits or more, and the short ones that follow a TEL label or are known
     emergency codes. They are compared on the digits of their written form; a number without its area code counts
-    as known when a known number ends with it.
+    as known when a known number ends with it. A placeholder such as [TEL_1] is no number: nobody can dial it, and under
+    `--contacts mask` it is what a right answer holds.
     """
     known: set[str] = set(store.numbers()) if store is not None else set()
     for source in sources:
@@ -51,9 +56,23 @@ def verify_numbers(text: str, sources: Iterable[str], store: ContactStore | None
     ]
 
 
-def _numbers(text: str) -> Iterator[tuple[Span, str]]:
-    """Each number of a text with its key: the digits of its written form."""
-    taken: list[tuple[int, int]] = []
+class _Taken:
+    """Spans of a text that overlap nowhere, in order."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[int, int]] = []
+
+    def add(self, start: int, end: int) -> None:
+        insort(self._spans, (start, end))
+
+    def overlaps(self, start: int, end: int) -> bool:
+        before = bisect_left(self._spans, (end,)) - 1
+        return before >= 0 and self._spans[before][1] > start
+
+
+def _numbers(text: str) -> list[tuple[Span, str]]:
+    """Each number of a text with its key, the digits of its written form, from left to right."""
+    taken = _Taken()
     found: list[tuple[Span, str]] = []
     position = 0
     for contact in standardise(text)[1]:
@@ -64,29 +83,26 @@ def _numbers(text: str) -> Iterator[tuple[Span, str]]:
         if start < 0:
             continue
         position = start + len(contact.original)
+        if PLACEHOLDER.fullmatch(contact.value):
+            continue
         if contact.kind == "KAKAO" and not contact.value.startswith("+"):
-            taken.append((start, position))
+            taken.add(start, position)
             continue
         found.append((Span(start, position, contact.original), digits(contact.value)))
-        taken.append((start, position))
+        taken.add(start, position)
     for match in _DIALABLE.finditer(text):
         key = digits(match[0])
         long_enough = len(key) >= _LOCAL_DIGITS or (key in SHORT_CODES and len(match[0]) == len(key))
         start, end = match.start(), match.start() + len(match[0].rstrip())
         if not long_enough or _AMOUNT.match(text, end) or _DATE.match(match[0]):
             continue
-        if len(key) < _LOCAL_DIGITS and not _announced(text, start, end):
+        if len(key) < _LOCAL_DIGITS and not _CALLED.match(text, end):
             continue
-        if not any(s < end and start < e for s, e in taken):
+        if not taken.overlaps(start, end):
             found.append((Span(start, end, text[start:end]), key))
-            taken.append((start, end))
+            taken.add(start, end)
     for match in _LABELLED_SHORT.finditer(text):
         start, end = match.span(1)
-        if not any(s < end and start < e for s, e in taken):
+        if not taken.overlaps(start, end):
             found.append((Span(start, end, match[1]), match[1]))
-    return iter(sorted(found, key=lambda item: item[0].start))
-
-
-def _announced(text: str, start: int, end: int) -> bool:
-    """Whether a known short code stands as a number to call, not as an amount: "911에 신고", "전화 117"."""
-    return re.match(r"(?:번)?(?:으로|로|에)\s*(?:전화|신고|연락|문의)", text[end:]) is not None
+    return sorted(found, key=lambda item: item[0].start)

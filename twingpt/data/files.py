@@ -1,0 +1,8 @@
+"""The names of the files in DATA, in one place: `prepare` writes them, training and generation look for them."""
+
+CLEANED_FILE = "cleaned.txt"
+SAMPLES_FILE = "samples.jsonl"
+TOKENIZER_FILE = "tokenizer.json"
+CONTACTS_FILE = "contacts.sqlite"
+MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.json"
