@@ -139,6 +139,17 @@ def test_what_a_lost_rank_did_not_say_is_not_made_up(backend_name: str, tmp_path
     assert [process.wait(timeout=60) for process in processes] == [7, -signal.SIGKILL]
 
 
+def test_a_rank_that_nobody_joins_gives_up(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
+    environment = rank_environments(backend_name, 2, tmp_path)[0]
+    command = [sys.executable, "-m", "twingpt", "train", "--backend", backend_name, "--out", str(tmp_path / "run")]
+    options = ["--data", str(plain_data), *OPTIONS, "--rank-timeout", "3"]
+    alone = subprocess.run(
+        [*command, *options], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert alone.returncode == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_last_step_is_evaluated_though_it_is_saved_too(plain_data: Path, tmp_path: Path) -> None:
     options = [*OPTIONS, "--steps", "2", "--eval-every", "0", "--save-every", "2"]
     train("mlx", tmp_path, 1, "--data", str(plain_data), *options)

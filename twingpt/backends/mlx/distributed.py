@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 from pathlib import Path
@@ -74,9 +75,17 @@ def is_peer_lost(error: BaseException) -> bool:
 
 
 def join(timeout: float) -> World:
-    """MLX has no timeouts of its own: the trainer's watchdog keeps the time."""
-    del timeout
-    return Alone() if _ring_of_one() else MLXWorld()
+    """MLX has no timeouts of its own: the trainer's watchdog keeps the time, but for this call.
+
+    It waits for the others with the interpreter's lock in its hands, so that only C code can end the process.
+    """
+    if _ring_of_one():
+        return Alone()
+    faulthandler.dump_traceback_later(timeout, exit=True)
+    try:
+        return MLXWorld()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _ring_of_one() -> bool:
