@@ -55,19 +55,18 @@ async function askView(page) {
   await shot(page, "ask-answered");
 
   await page.fill("#max-tokens", "1024");
-  // Pressed in the page, at the first piece: from out here, a quick model has answered before the key arrives.
-  await page.evaluate(() => {
-    new MutationObserver((_, observer) => {
-      if (!document.querySelectorAll(".answer .text")[1]?.textContent) return;
-      observer.disconnect();
-      window.escaped = true;
-      document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
-    }).observe(document.querySelector("#thread"), { childList: true, subtree: true });
-  });
+  // Over a slow line, or a quick model has answered before the key arrives.
+  const line = await page.context().newCDPSession(page);
+  const speed = (downloadThroughput) =>
+    line.send("Network.emulateNetworkConditions", { offline: false, latency: 0, downloadThroughput, uploadThroughput: -1 });
+  await line.send("Network.enable");
+  await speed(5_000);
   await ask(page, "비자 연장은 어떻게 하나요?");
-  await page.waitForFunction(() => window.escaped);
+  await page.waitForFunction(() => document.querySelectorAll(".answer .text")[1]?.textContent.length > 5);
+  await page.keyboard.press("Escape");
   await page.waitForFunction(() => !document.body.classList.contains("answering"));
   seen.stopped = await page.evaluate(() => [...document.querySelectorAll(".answer .aside")].at(-1)?.textContent);
+  await speed(-1);
   await page.fill("#max-tokens", "320");
   await page.fill("#temperature", "0");
   await ask(page, "여권을 잃어버렸을 때 해야 할 일 정리해줘");

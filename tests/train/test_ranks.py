@@ -147,6 +147,8 @@ def test_a_rank_that_nobody_joins_gives_up(backend_name: str, plain_data: Path, 
         [*command, *options], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
     )
     assert alone.returncode == 1
+    assert "Traceback" not in alone.stderr
+    assert alone.stderr.splitlines()[-1].startswith({"mps": "error: ", "mlx": "waiting for"}[backend_name])
     assert not (tmp_path / "run").exists()
 
 

@@ -136,8 +136,9 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[Callable[[], i
         received.append(number)
         request_stop()
 
-    # nohup had a closed terminal ignored.
-    numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    # nohup had a closed terminal ignored. A shell that starts a background job has Ctrl-C ignored too, which is not meant.
+    hears = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    numbers = [number for number in STOPPING if number != signal.SIGHUP or hears]
     previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield lambda: received[0] if received else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -77,15 +78,19 @@ def is_peer_lost(error: BaseException) -> bool:
 def join(timeout: float) -> World:
     """MLX has no timeouts of its own: the trainer's watchdog keeps the time, but for this call.
 
-    It waits for the others with the interpreter's lock in its hands, so that only C code can end the process.
+    It waits for the others with the interpreter's lock in its hands, so that only C code can end the process, which
+    cannot say why: that is said before.
     """
     if _ring_of_one():
         return Alone()
-    faulthandler.dump_traceback_later(timeout, exit=True)
-    try:
-        return MLXWorld()
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    sys.stderr.write(f"waiting for the other ranks: if one is not here within {timeout:g} s, this one ends\n")
+    sys.stderr.flush()
+    with Path(os.devnull).open("w") as nowhere:
+        faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
+        try:
+            return MLXWorld()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _ring_of_one() -> bool:
