@@ -136,7 +136,7 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[Callable[[], i
         received.append(number)
         request_stop()
 
-    # nohup had a closed terminal ignored. A shell that starts a background job has Ctrl-C ignored too, which is not meant.
+    # nohup has a closed terminal ignored. A shell has Ctrl-C ignored by its background jobs, which we do hear.
     hears = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     numbers = [number for number in STOPPING if number != signal.SIGHUP or hears]
     previous = {number: signal.signal(number, handle) for number in numbers}
