@@ -14,6 +14,7 @@ from pathlib import Path
 
 from twingpt.core.backend import BACKENDS
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.train.restart import without_option
 
 MASTER_PORT = 29500
 """Where rank 0 of torch.distributed waits for the others: torchrun's own default."""
@@ -61,14 +62,7 @@ def launch_hosts(hosts: Sequence[str], backend: str, arguments: Sequence[str]) -
 
 def without_hosts(arguments: Sequence[str]) -> list[str]:
     """A command line without --hosts and its value."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--hosts":
-            next(rest, None)
-        elif not argument.startswith("--hosts="):
-            kept.append(argument)
-    return kept
+    return without_option(arguments, "--hosts")
 
 
 def start(launch: Launch) -> list[str]:

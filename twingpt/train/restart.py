@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -41,15 +41,21 @@ def restart(run_dir: Path, micro_batch: int) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "twingpt", *arguments])
 
 
-def restart_arguments(arguments: list[str], micro_batch: int, *, resume: bool) -> list[str]:
-    """The command line again, with another --micro-batch and, if there is a checkpoint to go on from, --resume."""
+def without_option(arguments: Sequence[str], name: str) -> list[str]:
+    """A command line without an option and its value."""
     kept: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        if argument == "--micro-batch":
+        if argument == name:
             next(rest, None)
-        elif not argument.startswith("--micro-batch="):
+        elif not argument.startswith(f"{name}="):
             kept.append(argument)
+    return kept
+
+
+def restart_arguments(arguments: list[str], micro_batch: int, *, resume: bool) -> list[str]:
+    """The command line again, with another --micro-batch and, if there is a checkpoint to go on from, --resume."""
+    kept = without_option(arguments, "--micro-batch")
     return [*kept, *(["--resume"] if resume and "--resume" not in kept else []), "--micro-batch", str(micro_batch)]
 
 
