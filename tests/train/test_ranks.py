@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ import pytest
 from tests.ranks import rank_environments, ranks
 from tests.train.test_trainer import final_state
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.core.world import Alone
+from twingpt.core.world import ELASTIC_RESTARTS, Alone
 from twingpt.train.config import CONFIG_FILE, RunConfig
 from twingpt.train.launch import launch_hosts, without_hosts
 from twingpt.train.log import read_metrics
-from twingpt.train.ranks import check_launcher, local_batch
+from twingpt.train.ranks import StopVote, check_launcher, local_batch, restarted
+from twingpt.train.record import SESSIONS_FILE
 
 # Measured over 50 losses at the size of preset tiny (benchmarks/ranks.py): 1.1e-6 at most in one engine.
 TOLERANCE = 1e-5
@@ -200,6 +203,46 @@ def test_a_signal_to_one_rank_stops_all_in_good_order(backend_name: str, plain_d
     assert max(steps) == len(losses(tmp_path / "run"))
 
 
+class Two(Alone):
+    """The other rank wishes nothing and is as fast as this one."""
+
+    size = 2
+
+    def gather(self, data: bytes) -> list[bytes]:
+        wish, seconds = struct.unpack("2d", data)
+        return [struct.pack("2d", wish, seconds), struct.pack("2d", 0.0, seconds)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "votes"), [(0.001, [0, 1, 11, 21]), (0.5, [0, 1, 5, 9, 13, 17, 21]), (30.0, list(range(25)))]
+)
+def test_ranks_vote_often_enough_for_torchrun(
+    seconds: float, votes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kills 30 s after a Ctrl-C, however long a step takes."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stops = StopVote(Two(), 0, at_most=10)
+    asked = []
+    for step in range(25):
+        if stops(step, wish=True):
+            asked.append(step)
+        now += seconds
+    assert asked == votes
+
+
+def test_torchrun_restarts_what_it_began_and_nothing_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = datetime.fromtimestamp(psutil.Process(os.getppid()).create_time(), UTC)
+    monkeypatch.setenv(ELASTIC_RESTARTS, "1")
+    assert not restarted(tmp_path)
+    for minutes, ours in ((-1, False), (1, True)):
+        session = {"step": 0, "started": (began + timedelta(minutes=minutes)).isoformat(timespec="seconds")}
+        (tmp_path / SESSIONS_FILE).write_text(json.dumps({**session, "backend": "mps", "device": "cpu"}) + "\n")
+        assert restarted(tmp_path) == ours
+    monkeypatch.setenv(ELASTIC_RESTARTS, "0")
+    assert not restarted(tmp_path)
+
+
 def test_what_cannot_be_launched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Three(Alone):
         size = 3
@@ -276,3 +319,22 @@ def test_torchrun_starts_the_ranks_again_and_they_resume(plain_data: Path, tmp_p
     assert "from step 0 to 40" in said
     assert re.search(r"from step [1-9]\d* to 40", said), said
     assert len(losses(run)) == 40
+
+
+@pytest.mark.slow
+def test_torchrun_does_not_go_on_with_what_was_refused(plain_data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["-m", "twingpt", "train", "--backend", "mps", "--out", str(run), "--data", str(plain_data), *OPTIONS]
+    subprocess.run([sys.executable, *options, "--steps", "4"], check=True, capture_output=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, "--max-restarts", "1", *options, "--steps", "8"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("holds a run at step 4: add --resume") >= 2
+    assert len(losses(run)) == 4

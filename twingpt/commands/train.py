@@ -133,12 +133,11 @@ def train(
     if hosts is not None:
         launch_on(hosts, backend)
         return
-    from twingpt.core.world import launched_for, restarted
+    from twingpt.core.world import launched_for
     from twingpt.train.trackers import check_trackers
 
     console = Console(stderr=as_json)
     one_of_several = launched_for() is not None
-    resume = resume or restarted()
     check_trackers(log or ())
     if supervise is None:
         # Several ranks end together, and their launcher is what starts them again.
@@ -150,7 +149,7 @@ def train(
     if mps_fallback:
         allow_mps_fallback()
 
-    from twingpt.train.ranks import leave_at_once, leaving_at_once
+    from twingpt.train.ranks import leave_at_once, leaving_at_once, restarted
     from twingpt.train.restart import restart
     from twingpt.train.run import run_shown
     from twingpt.train.session import TrainRequest, open_session
@@ -181,7 +180,7 @@ def train(
         device=device,
         preset=preset,
         config_file=config,
-        resume=resume,
+        resume=resume or restarted(out),
         memory_limit=memory_limit,
         probe_memory=probe_memory,
         rank_timeout=rank_timeout,

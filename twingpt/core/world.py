@@ -48,11 +48,6 @@ def launched_for() -> str | None:
     return next((name for name, signs in _SIGNS.items() if all(sign in os.environ for sign in signs)), None)
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this process again after a rank was lost."""
-    return os.environ.get(ELASTIC_RESTARTS, "0") != "0"
-
-
 def totals(world: World, *values: float) -> list[float]:
     """Each value summed over the ranks in float64: the same bits on all of them."""
     layout = f"{len(values)}d"

@@ -51,7 +51,7 @@ def evaluate(
     """Evaluate up to `limit` windows spread evenly over the split (0: all of it).
 
     token_bytes: int32 [vocab_size], bytes that each token stands for. world: the ranks that share the windows.
-    beat: called after each batch.     Raises TwinGPTError if no target is counted.
+    beat: called after each batch. Raises TwinGPTError if no target is counted.
     """
     world = world or Alone()
     windows = batches.spread(limit)[world.rank :: world.size]

@@ -8,15 +8,23 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 from twingpt import __version__
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
-from twingpt.core.world import LAUNCHERS, World, gather_facts, launched_for
+from twingpt.core.world import ELASTIC_RESTARTS, LAUNCHERS, World, gather_facts, launched_for, totals
 from twingpt.train.config import RunConfig
+from twingpt.train.record import read_sessions
 from twingpt.weights.checkpoint import Checkpoint, read_progress
 
 OF_EACH_RANK = ("micro_batch", "keep_last", "save_every")
 """Settings that may differ: they change nothing that is computed together."""
+
+ASKED_WITHIN = 2.0
+"""Seconds of updates after which the ranks ask each other again: torchrun kills 30 s after a Ctrl-C."""
 
 
 def check_launcher(backend: str) -> None:
@@ -27,6 +35,18 @@ def check_launcher(backend: str) -> None:
             f"--backend {backend} was started by {LAUNCHERS[name]}, which serves --backend {name}: "
             f"start it with {LAUNCHERS[backend]}"
         )
+
+
+def restarted(run_dir: Path) -> bool:
+    """Whether torchrun starts this process again after a rank of its run was lost.
+
+    It also does so after a refusal, and then a run that is older than torchrun is another one.
+    """
+    if os.environ.get(ELASTIC_RESTARTS, "0") == "0":
+        return False
+    sessions = read_sessions(run_dir)
+    launched = psutil.Process(os.getppid()).create_time()
+    return bool(sessions) and datetime.fromisoformat(sessions[0].started).timestamp() >= launched
 
 
 def check_agreement(
@@ -63,6 +83,28 @@ def local_batch(batch_size: int, world: World) -> int:
     if batch_size % world.size:
         raise UsageError(f"--batch-size {batch_size} cannot be shared by {world.size} ranks: choose a multiple")
     return batch_size // world.size
+
+
+class StopVote:
+    """Whether any rank was told to stop, which each may be at another step: they have to end at the same one."""
+
+    def __init__(self, world: World, step: int, at_most: int) -> None:
+        """at_most: steps between two votes."""
+        self._world, self._at_most = world, at_most
+        self._last, self._next, self._time = step, step, time.monotonic()
+
+    def __call__(self, step: int, wish: bool) -> bool:
+        """To be asked before each step."""
+        if self._world.size == 1:
+            return wish
+        if step < self._next:
+            return False
+        now, done = time.monotonic(), step - self._last
+        wishes, seconds = totals(self._world, float(wish), now - self._time)
+        mean = seconds / self._world.size
+        until_next = int(done * ASKED_WITHIN / mean) if done and mean > 0 else 1
+        self._last, self._next, self._time = step, step + min(self._at_most, max(1, until_next)), now
+        return wishes > 0
 
 
 class Watchdog:

@@ -78,11 +78,10 @@ def open_session(request: TrainRequest) -> Session:
     Raises TwinGPTError or UsageError, with nothing written, if the request cannot be carried out.
     """
     check_launcher(request.backend)
-    world: World = Alone()
-    watchdog = None
-    if launched_for() is not None:
-        watchdog = Watchdog(request.rank_timeout)
-        world = join_world(request.backend, request.rank_timeout)
+    watchdog = Watchdog(request.rank_timeout) if launched_for() is not None else None
+    beat = watchdog.beat if watchdog else lambda: None
+    world = join_world(request.backend, request.rank_timeout) if watchdog else Alone()
+    beat()
     checkpoint, notes = _find_checkpoint(request)
     data_dir = _data_dir(request)
     manifest = Manifest.load(data_dir)
@@ -102,7 +101,7 @@ def open_session(request: TrainRequest) -> Session:
     val = Batches(data_dir, manifest, "val", config.model.block_size)
     engine_config = config.train.engine(request.device)
     startup_check(request.backend, config.model, engine_config)
-    beat = watchdog.beat if watchdog else lambda: None
+    beat()
     memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world), beat)
     notes += halved
     backend = create_backend(request.backend, config.model, engine_config, world)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from twingpt.core.backend import Backend
 from twingpt.core.errors import OutOfMemoryError, RestartError, TwinGPTError
 from twingpt.core.state import initial_state, state_bytes
-from twingpt.core.world import Alone, World, totals
+from twingpt.core.world import Alone, World
 from twingpt.data.batches import Batches
 from twingpt.train.config import RunConfig
 from twingpt.train.estimate import (
@@ -35,6 +35,7 @@ from twingpt.train.log import (
     SpikeReport,
     StepReport,
 )
+from twingpt.train.ranks import StopVote
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore, Progress, read_checkpoint
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -121,8 +122,8 @@ class Trainer:
     def _run(self, stop_at: int | None) -> Iterator[Report]:
         config, last = self._config, min(stop_at or self._config.steps, self._config.steps)
         evaluated, start = -1, self.step
-        clock = _Clock()
-        while self.step < last and not self._stops():
+        clock, stops = _Clock(), StopVote(self._world, start, config.log_every)
+        while self.step < last and not stops(self.step, self._stop_requested):
             lr = self._schedule.learning_rate(self.step)
             yield from self._update(lr)
             clock.count(config.batch_size * self._spec.block_size)
@@ -167,14 +168,6 @@ class Trainer:
             evaluations=events(position.step, last, config.eval_every),
             saves=events(position.step, last, config.save_every),
         )
-
-    def _stops(self) -> bool:
-        """Whether to end now. Each rank may be told so at another step: they ask each other every log_every steps."""
-        if self._world.size == 1:
-            return self._stop_requested
-        if self.step % self._config.log_every:
-            return False
-        return totals(self._world, float(self._stop_requested))[0] > 0
 
     def _load_start(self) -> None:
         """The state that the run begins with: its checkpoint, or initial weights and zero moments."""
