@@ -142,9 +142,12 @@ def test_parts_drop_out_differently(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_a_wide_product_in_parts_is_the_product(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", [(16_000, 128), (1152, 384), (1153, 384)])
+def test_a_large_product_in_parts_is_the_product(
+    rows: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     use_threads(2, monkeypatch)
-    x, weight = normal(rows, 1, 128), normal(16_000, 128, seed=1)
+    x, weight = normal(rows, 1, shape[1]), normal(*shape, seed=1)
     assert weight.size > LARGE_WEIGHT
     np.testing.assert_allclose(np.array(product(x, weight)), np.array(x @ weight.T), rtol=1e-5, atol=2e-5)
 

@@ -187,7 +187,7 @@ FEW_ROWS = 8
 SMALL_PRODUCT = 450_000
 """Multiplications of a product that OpenBLAS does in its fast way for small ones; from about 590,000 on it does not."""
 
-LARGE_WEIGHT = 2_000_000
+LARGE_WEIGHT = 400_000
 """Numbers from which on it pays to share a product out to several threads and wait for each."""
 
 
@@ -199,7 +199,8 @@ def product(x: mx.array, weight: mx.array) -> mx.array:
     rows, shape, (n_out, n_in) = x.size // x.shape[-1], x.shape[:-1], weight.shape
     if rows > FEW_ROWS or not cpu.here():
         return x @ weight.T
-    pieces = next((p for p in range(1, n_out // 32) if n_out % p == 0 and n_out // p * n_in * rows <= SMALL_PRODUCT), 1)
+    least, most = len(cpu.STREAMS) if weight.size >= LARGE_WEIGHT else 1, SMALL_PRODUCT // (n_in * rows)
+    pieces = next((p for p in range(least, n_out // 32) if n_out % p == 0 and n_out // p <= most), 1)
     if pieces == 1:
         return x @ weight.T
     x, weight = x.reshape(1, rows, n_in), weight.reshape(pieces, n_out // pieces, n_in).swapaxes(1, 2)
