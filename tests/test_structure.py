@@ -1,14 +1,17 @@
 """The architecture, held by a test: who may import whom, and what start-up may cost."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "twingpt"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "twingpt"
 
 # A part of the house -> the parts that it may import. core <- data, weights, backends <- train, generate <- cli.
 ALLOWED = {
@@ -26,6 +29,9 @@ ALLOWED = {
     "report": {"core", "data", "weights", "doctor", "train", "bench", "report"},
     "serve": {"core", "data", "weights", "train", "generation", "serve"},
 }
+# Parts that are imported only where their extra is asked for.
+EXTRAS_OF = {"backends": ["torch", "mlx"], "serve": ["serve"], "report": ["report"]}
+BROUGHT_BY = {"fastapi": ["pydantic", "starlette"], "jinja2": ["markupsafe"]}
 FRAMEWORKS = {"torch": "torch_mps", "mlx": "mlx"}
 
 
@@ -86,6 +92,26 @@ def test_a_framework_is_imported_at_the_top_only_by_its_engine(framework: str) -
         }
         if any(name.split(".")[0] == framework for name in names):
             assert FRAMEWORKS[framework] in path.relative_to(PACKAGE).parts, path
+
+
+def _undeclared(path: Path, extras: list[str]) -> set[str]:
+    """Packages that a file imports at its top, and that an installation with these extras does not bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
+    declared |= {brought for name in declared for brought in BROUGHT_BY.get(name, ())}
+    top = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {alias.name for n in top if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module for n in top if isinstance(n, ast.ImportFrom) and n.module}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - declared - {"twingpt"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """The development environment has more than a user gets."""
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0]
+        assert _undeclared(path, EXTRAS_OF.get(part, [])) == set(), path
+    assert _undeclared(PACKAGE / "serve" / "run.py", []) == {"fastapi", "uvicorn"}
 
 
 def test_the_engines_are_mirrored() -> None:

@@ -106,9 +106,10 @@ def openings(spec: GPTSpec) -> list[Opening]:
 
 
 def _chip_share(history: History, flops: float | None) -> str | None:
-    """Of what the GPU can do at most, where the report is made on the chip that trained and its limit is known."""
+    """Of what the GPU can do at most, where the report is made on the one chip that trained and its limit is known."""
     chip = this_chip()
     trained_here = all(each.machine.get("chip") == chip.name and each.device != "cpu" for each in history.sessions)
-    if flops is None or chip.flops is None or not history.sessions or not trained_here:
+    several = any(each.ranks > 1 for each in history.sessions)
+    if flops is None or chip.flops is None or not history.sessions or not trained_here or several:
         return None
     return f"{flops / chip.flops:.0%}"

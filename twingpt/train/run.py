@@ -88,6 +88,8 @@ def run_shown(
                 if isinstance(report, MicroBatchReport):
                     replace(mark, micro_batch=report.after).write(run_dir)
             number = received()
+    if number is None and trainer.step < last:
+        number = signal.SIGTERM  # which another rank was sent
     if number is not None:
         console.print(f"stopped at step {trainer.step} and saved. Go on with:")
         console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -25,6 +26,8 @@ _BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")
 class MLXWorld:
     """The ranks that mlx.launch started, joined when this is made.
 
+    stream: of every exchange, one for all: the ring and JACCL put what comes on the same sockets, in the order in which
+    it comes, which has to be the same on all ranks. None leaves it to NCCL.
     Raises TwinGPTError if they do not find each other.
     """
 
@@ -37,17 +40,23 @@ class MLXWorld:
                 "--hosts or --hostfile"
             ) from None
         self.rank, self.size = self.group.rank(), self.group.size()
+        # Not the default one: on a CPU the backward pass would wait for the network.
+        self.stream = None if mx.cuda.is_available() else mx.new_stream(mx.Device(mx.cpu))
 
     def gather(self, data: bytes) -> list[bytes]:
         try:
-            gathered = mx.distributed.all_gather(mx.array(np.frombuffer(data, dtype=np.uint8)), group=self.group)
-            # Only the wait for the stream raises what an exchange on it met: without it, a lost rank's part is made up.
+            mine = mx.array(np.frombuffer(data, dtype=np.uint8))
+            gathered = mx.distributed.all_gather(mine, group=self.group, stream=self.stream)
             mx.eval(gathered)
-            mx.synchronize(mx.default_stream(mx.Device(mx.cpu)))
+            self.wait()
             rows = np.array(gathered).reshape(self.size, len(data))
         except RuntimeError as error:
             raise PeerLostError(first_line(error)) from None
         return [row.tobytes() for row in rows]
+
+    def wait(self) -> None:
+        """Only this raises what an exchange met: without it, a lost rank's part is made up."""
+        mx.synchronize(self.stream or mx.default_stream(mx.default_device()))
 
 
 class GradientSum:
@@ -56,18 +65,25 @@ class GradientSum:
     def __init__(self, world: World) -> None:
         assert isinstance(world, MLXWorld)
         self._world = world
-        # A stream of its own: on the CPU the backward pass would wait for the network otherwise.
-        self._stream = None if mx.cuda.is_available() else mx.new_stream(mx.cpu)
 
     def __call__(self, grads: dict[str, mx.array], loss: mx.array) -> tuple[dict[str, mx.array], mx.array]:
-        """(summed gradients, summed loss), not yet computed."""
+        """(summed gradients, summed loss). Waits for them, but with NCCL.
+
+        What follows on a GPU must not wait for the network: Metal ends a command buffer that has waited about five
+        seconds (ml-explore/mlx-examples#1185). So all of it is the CPU's, and there before the GPU is given more.
+        """
         # The last parameters have their gradients first.
         names = list(reversed(grads))
         arrays = [*(grads[name] for name in names), loss[None]]
-        *means, mean_loss = average_gradients(arrays, self._world.group, BUCKET_BYTES, self._stream)
-        size = self._world.size
-        sums = {name: mean * size for name, mean in zip(names, means, strict=True)}
-        return {name: sums[name] for name in grads}, mean_loss[0] * size
+        size, stream = self._world.size, self._world.stream
+        with mx.stream(stream) if stream else contextlib.nullcontext():
+            means = average_gradients(arrays, self._world.group, BUCKET_BYTES, stream)
+            *sums, total = [mean * size for mean in means]
+        if stream:
+            mx.eval(sums, total)
+            self._world.wait()
+        by_name = dict(zip(names, sums, strict=True))
+        return {name: by_name[name] for name in grads}, total[0]
 
 
 def is_peer_lost(error: BaseException) -> bool:
@@ -83,7 +99,10 @@ def join(timeout: float) -> World:
     """
     if _ring_of_one():
         return Alone()
-    sys.stderr.write(f"waiting for the other ranks: if one is not here within {timeout:g} s, this one ends\n")
+    sys.stderr.write(
+        "waiting for the other ranks: start them within half a minute of each other (MLX's own limit); "
+        f"after {timeout:g} s this one ends\n"
+    )
     sys.stderr.flush()
     with Path(os.devnull).open("w") as nowhere:
         faulthandler.dump_traceback_later(timeout, exit=True, file=nowhere)
