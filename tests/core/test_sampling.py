@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twingpt.core.errors import UsageError
+from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling, sample
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], dtype=np.float32))
@@ -21,6 +21,19 @@ def test_temperature_1_follows_the_probabilities() -> None:
 
 def test_temperature_0_is_greedy_whatever_the_seed() -> None:
     assert {sample(LOGITS, Sampling(temperature=0.0, seed=s), s) for s in range(50)} == {0}
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-310])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = np.array([-1e3, 700.0, 700.5, 3.0], dtype=np.float32)
+    assert sample(logits, Sampling(temperature=temperature, top_k=2), 0) == 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_logits_that_are_not_finite_are_an_error(temperature: float) -> None:
+    for logits in ([0.0, np.nan], [0.0, np.inf]):
+        with pytest.raises(TwinGPTError, match="not finite"):
+            sample(np.array(logits, dtype=np.float32), Sampling(temperature=temperature), 0)
 
 
 def test_low_temperature_sharpens() -> None:

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("fastapi", reason="serve needs the extra: pip install 'twingpt[serve]'")
 
-import uvicorn
 from fastapi.testclient import TestClient
 
 from twingpt.core.spec import GPTSpec
@@ -18,7 +17,7 @@ from twingpt.data.contacts import ContactStore, standardise
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.parity import perturbed
 from twingpt.serve.app import create_app
-from twingpt.serve.run import bind
+from twingpt.serve.run import bind, configured
 from twingpt.serve.security import Access, allowed_hosts
 from twingpt.serve.service import Limits, Service, open_service
 from twingpt.train.config import RunConfig, TrainConfig
@@ -84,7 +83,7 @@ def base_url(service: Service) -> Iterator[str]:
     """A server on a free port."""
     listening = bind("127.0.0.1", 0)
     app = create_app(service, Access(hosts=allowed_hosts("127.0.0.1")))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=2))
+    server = configured(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     deadline = time.monotonic() + 20

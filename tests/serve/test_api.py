@@ -11,11 +11,14 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from tests.serve.conftest import save_checkpoint
+from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.generation.text import question_prompt, stop_tokens, stream_text, text_prompt
+from twingpt.parity import perturbed
 from twingpt.serve.service import Service
+from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 QUESTION = "여권을 잃어버렸을 때?"
 
@@ -251,6 +254,38 @@ def test_a_newer_checkpoint_is_served_after_a_reload(client: TestClient, run_dir
     assert client.post("/api/reload", json={}).json() == {"loaded_step": 7}
     assert client.get("/api/run").json()["loaded_step"] == 7
     assert complete(client)["choices"][0]["text"] != before
+
+
+def test_a_reload_that_fails_leaves_the_old_model_at_work(client: TestClient, run_dir: Path, run_spec: GPTSpec) -> None:
+    before = complete(client)["choices"][0]["text"]
+    for path in run_dir.glob("checkpoints/*/state.json"):
+        path.write_text("{", encoding="utf-8")
+    assert client.post("/api/reload", json={}).status_code == 503
+    assert complete(client)["choices"][0]["text"] == before
+
+
+def test_the_best_checkpoint_is_served(run_dir: Path, run_spec: GPTSpec) -> None:
+    from twingpt.serve.service import Model
+
+    store = CheckpointStore(run_dir)
+    for step, loss in ((5, 2.0), (9, 3.0)):
+        store.save(run_spec, perturbed(run_spec, seed=step), Progress(step=step, val_loss=loss))
+    load = Model(run_dir / "best", "mlx", "cpu").find()
+    assert load is not None
+    model = load.func.__self__  # type: ignore[attr-defined]
+    load()
+    assert (model.step, model.run_dir) == (5, run_dir.resolve())
+    with pytest.raises(TwinGPTError, match="does not exist"):
+        Model(run_dir / "nothing", "mlx", "cpu")
+
+
+def test_contacts_that_cannot_be_read_end_a_stream_with_an_error(client: TestClient, run_dir: Path) -> None:
+    (run_dir / "contacts.sqlite").write_bytes(b"no database" * 100)
+    body = {"prompt": "여권", "max_tokens": 3, "stream": True, "annotate_contacts": True}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        events = [line for line in response.iter_lines() if line]
+    assert "error" in json.loads(events[-2].removeprefix("data: "))
+    assert events[-1] == "data: [DONE]"
 
 
 def test_a_run_without_a_checkpoint_is_shown_and_served_later(run_dir: Path, run_spec: GPTSpec) -> None:

@@ -1,6 +1,7 @@
 """What the server refuses: foreign pages, foreign names, files, keys, and requests that cannot be meant."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from twingpt.cli import app as cli
 from twingpt.core.errors import UsageError
+from twingpt.serve import run
 from twingpt.serve.app import create_app
 from twingpt.serve.security import HEADERS, Access, allowed_hosts
 from twingpt.serve.service import Limits, Service
@@ -328,6 +330,23 @@ def test_a_client_that_goes_away_frees_its_slot(
         time.sleep(0.02)
     assert service.worker.load.active == 0
     assert httpx.post(f"{base_url}/v1/completions", json=WRITE, timeout=60).status_code == 200
+
+
+def test_silent_connections_are_closed(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds all that there are would shut everybody out, without a key."""
+    monkeypatch.setattr(run, "SILENT_SECONDS", 0.2)
+    host, port = base_url.removeprefix("http://").split(":")
+    for said in (
+        b"",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /",
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as silent:
+            silent.sendall(said)
+            answer = b""
+            while part := silent.recv(1 << 16):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 200") == said.startswith(b"GET")
 
 
 def test_a_full_queue_says_so(base_url: str, service: Service) -> None:

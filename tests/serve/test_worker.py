@@ -1,6 +1,8 @@
 """The engine's thread: turns in the queue, slots that come free, and failures that end no more than they must."""
 
+import logging
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +52,7 @@ def engine_spec(tokenizer: Tokenizer) -> GPTSpec:
 
 @pytest.fixture
 def worker(engine_spec: GPTSpec) -> Iterator[Worker]:
-    worker = Worker(lambda: make_engine("mlx", engine_spec), slots=2, max_waiting=4)
+    worker = Worker(lambda: lambda: make_engine("mlx", engine_spec), slots=2, max_waiting=4)
     worker.start()
     yield worker
     worker.stop()
@@ -82,7 +84,7 @@ def test_each_client_has_its_turn(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("name", ["mps", "mlx"])
 def test_answers_come_and_slots_are_reused(name: str, engine_spec: GPTSpec, tokenizer: Tokenizer) -> None:
-    worker = Worker(lambda: make_engine(name, engine_spec), slots=2, max_waiting=10)
+    worker = Worker(lambda: lambda: make_engine(name, engine_spec), slots=2, max_waiting=10)
     worker.start()
     readers = [Reader() for _ in range(6)]
     for reader in readers:
@@ -154,7 +156,7 @@ def test_an_engine_that_fails_ends_the_answers_under_way_and_serves_the_next(
         return decode(*args)
 
     monkeypatch.setattr(engine, "decode", failing)
-    worker = Worker(lambda: engine, slots=2, max_waiting=4)
+    worker = Worker(lambda: lambda: engine, slots=2, max_waiting=4)
     worker.start()
     first, second = Reader(), Reader()
     worker.submit(job(tokenizer, first, 5))
@@ -164,6 +166,61 @@ def test_an_engine_that_fails_ends_the_answers_under_way_and_serves_the_next(
     worker.stop()
 
 
+def test_a_cache_that_cannot_be_had_again_is_told_and_a_reload_mends_it(
+    engine_spec: GPTSpec, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine("mlx", engine_spec)
+    caches: list[weakref.ref[Any]] = []
+    full = False
+    new_cache, decode = engine.new_cache, engine.decode
+
+    def allocate(*args: Any) -> Any:
+        assert not any(cache() for cache in caches), "the old cache is still there"
+        if full:
+            raise RuntimeError("out of memory")
+        cache = new_cache(*args)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    def failing(*args: Any) -> Any:
+        if full:
+            raise RuntimeError("out of memory")
+        return decode(*args)
+
+    # pytest keeps what is logged, and with the traceback the frames that hold the cache.
+    monkeypatch.setattr(logging.getLogger("twingpt.serve.worker"), "disabled", True)
+    monkeypatch.setattr(engine, "new_cache", allocate)
+    monkeypatch.setattr(engine, "decode", failing)
+    worker = Worker(lambda: lambda: engine, slots=2, max_waiting=4)
+    worker.start()
+    long, waits, after = Reader(), Reader(), Reader()
+    worker.submit(job(tokenizer, long, 100_000))
+    until(lambda: worker.load.active == 1)
+    full = True
+    assert long.wait().problem == "the engine failed: out of memory"
+    until(lambda: not worker.ready)
+    worker.submit(job(tokenizer, waits, 5))
+    assert waits.wait().problem == "no model is loaded: out of memory; POST /api/reload tries again"
+    full = False
+    worker.reload().result(timeout=60)
+    worker.submit(job(tokenizer, after, 5))
+    assert after.wait().reason == "length"
+    worker.stop()
+
+
+def test_a_defect_in_one_turn_leaves_the_thread_alive(worker: Worker, tokenizer: Tokenizer) -> None:
+    def emit(update: Update) -> None:
+        if isinstance(update, Piece):
+            raise ValueError("nobody listens")
+
+    bad, good = job(tokenizer, Reader(), 5), Reader()
+    bad.emit = emit
+    worker.submit(bad)
+    until(lambda: bad.ended)
+    worker.submit(job(tokenizer, good, 5))
+    assert good.wait().reason == "length"
+
+
 def test_a_reload_waits_for_the_answers_under_way(engine_spec: GPTSpec, tokenizer: Tokenizer) -> None:
     opened: list[Backend] = []
 
@@ -171,7 +228,7 @@ def test_a_reload_waits_for_the_answers_under_way(engine_spec: GPTSpec, tokenize
         opened.append(make_engine("mlx", engine_spec))
         return opened[-1]
 
-    worker = Worker(open_engine, slots=2, max_waiting=4)
+    worker = Worker(lambda: open_engine, slots=2, max_waiting=4)
     worker.start()
     before, after = Reader(), Reader()
     worker.submit(job(tokenizer, before, 60))
@@ -201,11 +258,11 @@ def test_what_loading_raises_reaches_the_caller() -> None:
         raise ValueError("no such weights")
 
     with pytest.raises(ValueError, match="no such weights"):
-        Worker(failing, slots=1, max_waiting=1).start()
+        Worker(lambda: failing, slots=1, max_waiting=1).start()
 
 
 def test_stopping_ends_every_answer(engine_spec: GPTSpec, tokenizer: Tokenizer) -> None:
-    worker = Worker(lambda: make_engine("mlx", engine_spec), slots=1, max_waiting=4)
+    worker = Worker(lambda: lambda: make_engine("mlx", engine_spec), slots=1, max_waiting=4)
     worker.start()
     readers = [Reader(), Reader()]
     for reader in readers:

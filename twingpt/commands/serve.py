@@ -62,7 +62,9 @@ def serve(
     listening = bind(host, port)
     limits = Limits(max_tokens=max_tokens, max_waiting=queue, seconds=timeout)
     service = open_service(run, backend, device, slots=slots, limits=limits)
-    access = Access(hosts=allowed_hosts(host, allow_host or ()), api_key=api_key, max_body=max_body * 1024)
+    access = Access(
+        hosts=allowed_hosts(host, allow_host or ()), api_key=api_key and api_key.strip(), max_body=max_body * 1024
+    )
     console = Console()
     shown = f"[{host}]" if ":" in host else host
     base = f"http://{shown}:{listening.getsockname()[1]}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twingpt.core.errors import UsageError
+from twingpt.core.errors import TwinGPTError, UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ def sample(
     sequence does not depend on its neighbours in a batch.
     seen: tokens that the repetition penalty applies to.
     allowed: bool [V], the only tokens that may be chosen; at least one. None = all.
+    Raises TwinGPTError if the logits are not finite.
     """
     scores = logits.astype(np.float64)
     if sampling.repetition_penalty != 1.0 and seen is not None and len(seen):
@@ -60,17 +61,22 @@ def sample(
         if not allowed.any():
             raise ValueError("no token is allowed")
         scores[~allowed] = -np.inf
+    highest = scores.max()
+    if not np.isfinite(highest):
+        raise TwinGPTError("the model's logits are not finite: its training diverged, or the device computes wrong")
     if sampling.temperature == 0.0:
         return int(scores.argmax())
 
-    scores /= sampling.temperature
+    # Before the division, which a tiny temperature would make infinite for the highest too.
+    with np.errstate(over="ignore"):
+        scores = (scores - highest) / sampling.temperature
     if 0 < sampling.top_k < scores.size:
         candidates = np.argpartition(scores, -sampling.top_k)[-sampling.top_k :]
     else:
         candidates = np.arange(scores.size)
     # Most likely first, ties by token id: the order decides which token a random number falls on.
     candidates = candidates[np.lexsort((candidates, -scores[candidates]))]
-    probabilities = np.exp(scores[candidates] - scores[candidates[0]])
+    probabilities = np.exp(scores[candidates])
     probabilities /= probabilities.sum()
 
     keep = probabilities >= sampling.min_p * probabilities[0]

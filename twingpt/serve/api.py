@@ -190,6 +190,8 @@ class EventStream(Response):
                 await event(json.dumps(chunk, ensure_ascii=False))
         except RefusalError as refusal:
             await event(json.dumps(error_body(str(refusal), "server_error", refusal.code)))
+        except TwinGPTError as error:
+            await event(json.dumps(error_body(str(error), "server_error", "generation_failed")))
         await event("[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -265,7 +267,7 @@ async def _respond(generation: Generation, request: Request, stream: bool) -> Re
 def _block_size(service: Service) -> int:
     spec = service.spec
     if spec is None or not service.worker.ready:
-        raise RefusalError(503, "no model is loaded: the run has no checkpoint yet", "no_model", retry_after=10)
+        raise RefusalError(503, service.worker.problem, "no_model", retry_after=10)
     return spec.block_size
 
 

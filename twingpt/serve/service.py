@@ -3,7 +3,9 @@
 import importlib.util
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from twingpt.generation.answer_form import SECTION_HEADS, AnswerForm
 from twingpt.generation.text import load_tokenizer, open_contacts
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker
-from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, read_checkpoint
+from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, find_checkpoint, read_checkpoint
 
 READ_ATTEMPTS = 3
 
@@ -36,12 +38,12 @@ class Limits:
 class Model:
     """The engine and where its weights come from.
 
-    path: a run, of which the newest checkpoint counts whenever `open` is called, or one checkpoint.
+    path: a run, of which the newest checkpoint counts whenever `find` is called, or one checkpoint, RUN/best too.
     """
 
     def __init__(self, path: Path, backend: str, device: DeviceChoice) -> None:
         if not path.is_dir():
-            raise TwinGPTError(f"{path} does not exist: train a run with `twingpt train --out {path}`")
+            path = find_checkpoint(path)
         self._fixed = (path / STATE_FILE).is_file()
         self._path = path
         self._backend, self._device = backend, device
@@ -49,11 +51,15 @@ class Model:
         self.engine: Backend | None = None
         self.step: int | None = None
 
-    def open(self) -> Backend | None:
-        """The engine with the newest weights; None while the run has no checkpoint. Call it in the engine's thread."""
+    def find(self) -> Callable[[], Backend] | None:
+        """Read the newest weights; returns what puts them into the engine. None while the run has no checkpoint.
+
+        Both are to be called in the engine's thread.
+        """
         checkpoint = self._read()
-        if checkpoint is None:
-            return None
+        return None if checkpoint is None else partial(self._load, checkpoint)
+
+    def _load(self, checkpoint: Checkpoint) -> Backend:
         if self.engine is None or self.engine.spec != checkpoint.spec:
             self.engine = None
             self.engine = create_backend(self._backend, checkpoint.spec, EngineConfig(device=self._device))
@@ -146,7 +152,7 @@ def open_service(
     view = RunView(model.run_dir)
     if view.newest_step() is None and view.config() is None:
         raise TwinGPTError(f"{path} is no run: it has neither a checkpoint nor a config.toml")
-    worker = Worker(model.open, slots=slots, max_waiting=limits.max_waiting)
+    worker = Worker(model.find, slots=slots, max_waiting=limits.max_waiting)
     worker.start()
     return Service(
         name=model.run_dir.name,

@@ -111,20 +111,24 @@ class _Reload:
 
 
 class Worker:
-    """open_engine: makes the engine with its newest weights, or None while there is no checkpoint to load.
+    """find_weights: reads and checks the newest weights, and returns what puts them into an engine, or None while there
+    are none.
 
-    It is called in the worker's thread, at the start and for every reload, which waits for the answers under way.
+    Both are called in the worker's thread, at the start and for every reload, which waits for the answers under way.
     """
 
-    def __init__(self, open_engine: Callable[[], Backend | None], *, slots: int, max_waiting: int) -> None:
+    def __init__(
+        self, find_weights: Callable[[], Callable[[], Backend] | None], *, slots: int, max_waiting: int
+    ) -> None:
         self.slots = slots
         self._max_waiting = max_waiting
-        self._open_engine = open_engine
+        self._find_weights = find_weights
         self._inbox: queue.SimpleQueue[Job | _Reload | tuple[Job] | None] = queue.SimpleQueue()
         self._admitted = threading.Semaphore(slots + max_waiting)
         self._waiting = FairQueue()
         self._live: dict[int, Job] = {}
         self._batcher: Batcher | None = None
+        self._missing = "the run has no checkpoint yet"
         self._reloads: deque[_Reload] = deque()
         self._stopping = False
         self._started: Future[None] = Future()
@@ -144,6 +148,11 @@ class Worker:
     def ready(self) -> bool:
         """A model is loaded."""
         return self._batcher is not None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no model, where there is none."""
+        return f"no model is loaded: {self._missing}"
 
     @property
     def load(self) -> Load:
@@ -173,22 +182,40 @@ class Worker:
             return
         self._started.set_result(None)
         while not self._stopping:
-            self._read_inbox(block=not self._live and not self._waiting)
-            self._expire()
-            if self._reloads and not self._live:
-                self._reload()
-            self._admit()
-            if self._live:
-                self._step()
+            try:
+                self._turn()
+            except Exception as error:
+                # Without this thread whoever waits would wait for ever.
+                logger.exception("the engine's thread met a defect")
+                self._fail_all(f"the server failed: {_message(error)}")
         self._fail_all("the server is shutting down")
         for request in self._reloads:
             request.done.cancel()
 
+    def _turn(self) -> None:
+        self._read_inbox(block=not self._live and not self._waiting)
+        self._expire()
+        if self._reloads and not self._live:
+            self._reload()
+        self._admit()
+        if self._live:
+            self._step()
+
     def _open(self) -> None:
+        # Weights that cannot be read leave the old model at work.
+        load = self._find_weights()
         # The old cache and weights go first: two models at once may not fit.
         self._batcher = None
-        engine = self._open_engine()
-        self._batcher = None if engine is None else Batcher(engine, self.slots)
+        if load is not None:
+            self._new_batcher(load)
+
+    def _new_batcher(self, load: Callable[[], Backend]) -> None:
+        """Raises what `load` and the allocation of the cache raise, after which there is no model."""
+        try:
+            self._batcher = Batcher(load(), self.slots)
+        except Exception as error:
+            self._missing = f"{_message(error)}; POST /api/reload tries again"
+            raise
 
     def _read_inbox(self, block: bool) -> None:
         while True:
@@ -252,7 +279,7 @@ class Worker:
         while self._waiting and len(self._live) < self.slots and not self._reloads:
             job = self._waiting.pop()
             if self._batcher is None:
-                self._end(job, None, "no model is loaded: the run has no checkpoint yet")
+                self._end(job, None, self.problem)
                 continue
             try:
                 job.handle = self._batcher.add(
@@ -268,15 +295,25 @@ class Worker:
         try:
             events = self._batcher.step()
         except Exception as error:
-            # What the cache holds now is unknown: those under way cannot go on, those that wait can, with a new one.
             logger.exception("the engine failed")
-            backend, self._batcher = self._batcher.backend, None
-            for job in list(self._live.values()):
-                self._end(job, None, f"the engine failed: {str(error) or type(error).__name__}")
-            self._batcher = Batcher(backend, self.slots)
+            problem = f"the engine failed: {_message(error)}"
+        else:
+            for event in events:
+                self._pass_on(self._live[event.handle], event)
             return
-        for event in events:
-            self._pass_on(self._live[event.handle], event)
+        # Out here the exception is gone, and with it the last that would keep the old cache beside the new one.
+        self._begin_again(problem)
+
+    def _begin_again(self, problem: str) -> None:
+        """What the cache holds is unknown: those under way cannot go on, those that wait can, with a new one."""
+        assert self._batcher is not None
+        backend, self._batcher = self._batcher.backend, None
+        for job in list(self._live.values()):
+            self._end(job, None, problem)
+        try:
+            self._new_batcher(lambda: backend)
+        except Exception:
+            logger.exception("the cache could not be allocated again")
 
     def _pass_on(self, job: Job, event: Event) -> None:
         if event.token is not None:
@@ -293,3 +330,7 @@ class Worker:
             self._end(job, None, problem)
         while self._waiting:
             self._end(self._waiting.pop(), None, problem)
+
+
+def _message(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -41,7 +41,9 @@ export class Chart {
     if (this.card.hidden) return;
     if (!this.plot) this.create();
     else {
-      this.plot.setData(this.data, !this.zoomed());
+      const zoomed = this.zoomed();
+      this.plot.setData(this.data, !zoomed);
+      if (zoomed) this.plot.redraw();
       if (this.plot.cursor.idx == null) this.showLast(this.plot);
     }
   }
