@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,23 @@ from tests.weights import seed_script
 from twingpt.convert.model import convert_model, read_model
 from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.init import Weights
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.parity import perturbed
-from twingpt.weights.checkpoint import CheckpointStore, Progress
+from twingpt.weights.checkpoint import CheckpointStore, Progress, load_checkpoint
+from twingpt.weights.format import Tensors, save_tensors
+from twingpt.weights.gguf import gguf_tensors
+from twingpt.weights.huggingface import hf_tensors
 from twingpt.weights.naming import HF_GPT2, NANOGPT, SEED_SCRIPT, from_foreign, to_foreign
 
 TOKENS = np.random.default_rng(0).integers(0, 211, (2, 24), dtype=np.int32)
 # Largest logit error measured over every conversion here: 1.2e-6.
 LOGITS = 1e-5
+SHAPE = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32, "dropout": 0.1}
+NANOGPT_ARGS = {**SHAPE, "bias": True, "vocab_size": 211}
 
 
 def assert_logits(spec: GPTSpec, weights: dict[str, Any], expected: np.ndarray[Any, Any]) -> None:
@@ -102,8 +109,7 @@ def test_the_exported_tokenizer_gives_the_same_ids(tmp_path: Path, tokenizer: To
 
 def test_the_old_scripts_checkpoint_imports(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32, "dropout": 0.1}
-    model = seed_script.GPT(vocab_size=211, **shape)  # type: ignore[arg-type]
+    model = seed_script.GPT(vocab_size=211, **SHAPE)  # type: ignore[arg-type]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
@@ -113,7 +119,7 @@ def test_the_old_scripts_checkpoint_imports(tmp_path: Path) -> None:
         "model": model.state_dict(),
         "optim": optimizer.state_dict(),
         "step": 500,
-        "cfg": {"train_bin": "data/train.bin", **shape, "lr": 3e-4},
+        "cfg": {"train_bin": "data/train.bin", **SHAPE, "lr": 3e-4},
     }
     torch.save(content, tmp_path / "ckpt.pt")
 
@@ -213,12 +219,87 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [({"weights": {}}, "no key 'model'"), ({"model": {}}, "neither"), ([1, 2], "neither")],
+    [
+        ({"weights": {}}, "no key 'model'"),
+        ({"model": {}}, "neither"),
+        ([1, 2], "neither"),
+        ({"model": {"a": 1}, "model_args": {}}, "under 'model' no table of tensors"),
+        ({"model": {1: torch.zeros(1)}, "model_args": {}}, "under 'model' no table of tensors"),
+        ({"model": torch.zeros(1), "cfg": {}}, "under 'model' no table of tensors"),
+        ({"model": {}, "model_args": [1]}, "under 'model_args' no table of settings"),
+        ({"model": {}, "cfg": None}, "under 'cfg' no table of settings"),
+        ({"model": {}, "model_args": {}}, "no setting or tensor 'vocab_size'"),
+        ({"model": {}, "model_args": {**NANOGPT_ARGS, "n_layer": "2"}}, "n_layer"),
+        ({"model": {}, "model_args": {**NANOGPT_ARGS, "dropout": [0.1]}}, "describes no model"),
+        ({"model": {"tok_emb.weight": torch.tensor(1.0)}, "cfg": SHAPE}, "describes no model"),
+        ({"model": {}, "model_args": NANOGPT_ARGS, "iter_num": "x"}, "describes no model"),
+    ],
 )
 def test_another_torch_file_is_refused(tmp_path: Path, content: Any, named: str) -> None:
     torch.save(content, tmp_path / "ckpt.pt")
-    with pytest.raises(TwinGPTError, match=named):
+    with pytest.raises(TwinGPTError, match=named) as refusal:
         read_model(tmp_path / "ckpt.pt")
+    assert str(tmp_path / "ckpt.pt") in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("to", ["native", "hf"])
+def test_whatever_names_a_checkpoint_for_generate_does_for_convert(tmp_path: Path, spec: GPTSpec, to: str) -> None:
+    run = tmp_path / "run.pt"
+    store = CheckpointStore(run)
+    for step, loss in ((1, 2.0), (2, 1.0), (3, 3.0)):
+        store.save(spec, perturbed(spec, seed=step), Progress(step=step, val_loss=loss))
+    for source, step in (
+        (run, 3),
+        (run / "checkpoints", 3),
+        (run / "checkpoints" / "step-00000001", 1),
+        (run / "best", 2),
+    ):
+        assert read_model(source).step == load_checkpoint(source).progress.step == step
+    convert_model(run / "best", tmp_path / "out", to, None)
+    weight = read_model(tmp_path / "out").weights["head.weight"]
+    assert np.array_equal(weight, perturbed(spec, seed=2)[f"{MODEL}head.weight"])
+    for nothing in ("nothing", "ckpt.pt", "model.safetensors", "empty/best"):
+        with pytest.raises(TwinGPTError, match=f"{nothing} does not exist"):
+            read_model(tmp_path / nothing)
+
+
+@pytest.mark.parametrize("to", ["native", "hf", "gguf", "mlx-lm"])
+def test_a_file_that_is_not_a_whole_model_is_refused(
+    tmp_path: Path, spec: GPTSpec, tokenizer: Tokenizer, to: str
+) -> None:
+    spec = dataclasses.replace(spec, activation="gelu_tanh", tie_embeddings=True, vocab_size=tokenizer.vocab_size)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    weights = {key.removeprefix(MODEL): array for key, array in perturbed(spec).items()}
+    moments = {f"adamw.m/{name}": array for name, array in weights.items()}
+    without = {name: array for name, array in weights.items() if name != "blocks.1.ln2.bias"}
+    half = {**weights, "ln_f.bias": weights["ln_f.bias"].astype(np.float16)}
+    for name, tensors, named in (
+        ("optimizer", moments, "adamw.m/"),
+        ("without", without, "blocks.1.ln2.bias is missing"),
+        ("half", half, "ln_f.bias is float16"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        save_tensors(path, tensors, spec)
+        with pytest.raises(TwinGPTError) as refusal:
+            convert_model(path, tmp_path / "out", to, None)
+        assert named in str(refusal.value) and str(path) in str(refusal.value), refusal.value
+        assert not (tmp_path / "out").exists()
+    save_tensors(tmp_path / "whole.safetensors", weights, spec)
+    convert_model(tmp_path / "whole.safetensors", tmp_path / "out", to, None)
+
+
+@pytest.mark.parametrize("tensors", [hf_tensors, gguf_tensors])
+@pytest.mark.parametrize(("bias", "gone"), [(True, "ln_f.bias"), (True, "ln_f.weight"), (False, "tok_emb.weight")])
+def test_only_biases_that_a_model_does_without_become_zeros(
+    spec: GPTSpec, tensors: Callable[[GPTSpec, Weights], Tensors], bias: bool, gone: str
+) -> None:
+    spec = dataclasses.replace(spec, activation="gelu_tanh", bias=bias)
+    weights = {key.removeprefix(MODEL): array for key, array in perturbed(spec).items()}
+    written = tensors(spec, weights)
+    assert all(array.any() or (not bias and name.endswith(".bias")) for name, array in written.items())
+    del weights[gone]
+    with pytest.raises(TwinGPTError, match=f"{gone} is missing"):
+        tensors(spec, weights)
 
 
 def test_nothing_is_left_where_a_conversion_failed(tmp_path: Path, run: Path) -> None:

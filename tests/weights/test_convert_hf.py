@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from tests.test_cli_generate import run_cli
 from tests.weights.models import BLOCK, GPT2, LLAMA, QWEN3, SEED, VOCAB, loud_state, save_run
 from twingpt.convert.model import convert_model, read_model
 from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
@@ -20,7 +21,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 from twingpt.data.tokenizer import Tokenizer
-from twingpt.generation.text import question_prompt, text_prompt
+from twingpt.generation.text import load_tokenizer, question_prompt, text_prompt
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 60), dtype=np.int32)
@@ -300,12 +301,88 @@ def test_a_damaged_set_of_shards_is_named(tmp_path: Path, damage: Callable[[Path
     assert named in str(refusal.value), refusal.value
 
 
+def test_an_export_that_transformers_saved_again_is_twingpts_once_more(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    save_run(tmp_path / "run", GPT2, tokenizer)
+    convert_model(tmp_path / "run", tmp_path / "hf", "hf", None)
+    their_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    # What a call asked for stays in the tokenizer, and is saved with it.
+    their_tokenizer(["비자", "비자 연장은"], padding=True, truncation=True, max_length=4)
+    their_tokenizer.save_pretrained(tmp_path / "theirs")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "theirs")
+    saved = json.loads((tmp_path / "theirs" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert saved["padding"] and saved["truncation"] and saved["post_processor"]
+
+    convert_model(tmp_path / "theirs", tmp_path / "native", "native", None)
+    assert (tmp_path / "native" / "tokenizer.json").read_bytes() == (tmp_path / "run" / "tokenizer.json").read_bytes()
+    for text in (
+        "여권을 잃어버렸을 때  경찰서에 갑니다.",
+        "비자 연장은 어떻게 하나요?\n- 02-8555-0123 🙂",
+        "[BOS] 태풍",
+    ):
+        assert load_tokenizer(tmp_path / "native").encode(text) == tokenizer.encode(text)
+    texts = []
+    for run in ("run", "native"):
+        asked = ["generate", tmp_path / run, "--prompt", "비자 연장은", "--max-new-tokens", 8, "--device", "cpu"]
+        assert run_cli(monkeypatch, *asked) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != ""
+    convert_model(tmp_path / "theirs", tmp_path / "again", "hf", None)
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (tmp_path / "hf" / "tokenizer.json").read_bytes()
+
+
+def test_however_a_tokenizer_is_laid_out_its_export_begins_with_bos(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    save_run(tmp_path / "run", GPT2, tokenizer)
+    path = tmp_path / "run" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(tokenizer.content), indent=2), encoding="utf-8")
+    convert_model(tmp_path / "run", tmp_path / "hf", "hf", None)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "hf")("비자 연장은")["input_ids"]
+    assert ids == text_prompt(tokenizer, "비자 연장은")
+    # Byte for byte: its digest is what a run agrees on.
+    convert_model(tmp_path / "run", tmp_path / "native", "native", None)
+    assert (tmp_path / "native" / "tokenizer.json").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}, "post_processor"),
+        ({"normalizer": {"type": "NFC"}}, "normalizer"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "should have the id 0"),
+    ],
+)
+def test_an_import_that_generate_could_not_use_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, change: dict[str, Any], named: str
+) -> None:
+    save_run(tmp_path / "run", GPT2, tokenizer)
+    convert_model(tmp_path / "run", tmp_path / "hf", "hf", None)
+    path = tmp_path / "hf" / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+    with pytest.raises(TwinGPTError, match=named):
+        convert_model(tmp_path / "hf", tmp_path / "native", "native", None)
+    assert not (tmp_path / "native").exists()
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    save_run(tmp_path / "run", dataclasses.replace(GPT2, vocab_size=VOCAB + 8), tokenizer)
+    with pytest.raises(TwinGPTError, match=f"has {VOCAB} tokens, the model's vocabulary is {VOCAB + 8}"):
+        convert_model(tmp_path / "run", tmp_path / "native", "native", None)
+
+
 def test_a_tokenizer_of_someone_elses_goes_along_untouched(tmp_path: Path) -> None:
     model = theirs("qwen3")
     model.generation_config.temperature = 0.6
     model.generation_config.do_sample = True
     model.save_pretrained(tmp_path / "theirs")
-    files = {"tokenizer.json": '{"added_tokens": [], "model": {"type": "BPE"}}', "tokenizer_config.json": '{"a": 1}'}
+    files = {
+        "tokenizer.json": '{"added_tokens": [7, {"content": []}], "model": {"type": "BPE"}}',
+        "tokenizer_config.json": '{"a": 1}',
+    }
     for name, text in files.items():
         (tmp_path / "theirs" / name).write_text(text)
     convert_model(tmp_path / "theirs", tmp_path / "native", "native", None)

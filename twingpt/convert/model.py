@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twingpt.convert.tokenizer import ExportTokenizer, copy_foreign, modelfile, native_content
+from twingpt.convert.tokenizer import ExportTokenizer, copy_foreign, modelfile
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
 from twingpt.core.spec import GPTSpec
-from twingpt.core.state import MODEL
+from twingpt.core.state import MODEL, check_state
 from twingpt.data.files import TOKENIZER_FILE
 from twingpt.train.config import RunConfig, TrainConfig
 from twingpt.weights import gguf, huggingface
@@ -108,6 +108,10 @@ def read_model(source: Path) -> Model:
         return Model("hf", spec, weights, 0, _beside(source), types)
     if source.is_file():
         spec, tensors, _ = load_tensors(source)
+        try:
+            check_state(spec, {MODEL + name: tensor for name, tensor in tensors.items()})
+        except TwinGPTError as error:
+            raise TwinGPTError(f"{source} is not a whole model: {error}") from None
         return Model("native", spec, tensors, 0, _beside(source.parent))
     checkpoint = load_checkpoint(source)
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
@@ -162,7 +166,8 @@ def _write_native(folder: Path, model: Model) -> None:
     state = {MODEL + name: weight for name, weight in model.weights.items()}
     fingerprint = {}
     if model.tokenizer is not None:
-        content = native_content(model.tokenizer)
+        tokenizer = ExportTokenizer.load(model.tokenizer, model.spec)
+        content = model.tokenizer.read_bytes() if tokenizer is None else tokenizer.tokenizer.content.encode()
         (folder / TOKENIZER_FILE).write_bytes(content)
         copy_foreign(model.tokenizer.parent, folder)
         # Resuming on data of another tokenizer would train on with tokens that mean something else.

@@ -39,31 +39,16 @@ CHAT_TEMPLATE = (
 )
 
 # AutoTokenizer takes from tokenizer.json alone whether to put [BOS] before a text, as twingpt does.
-_NO_BOS = '"post_processor":null'
-_WITH_BOS = '"post_processor":' + json.dumps(
-    {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [
-            {"SpecialToken": {"id": BOS, "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"Sequence": {"id": "B", "type_id": 0}},
-        ],
-        "special_tokens": {BOS: {"id": BOS, "ids": [SPECIAL_TOKENS.index(BOS)], "tokens": [BOS]}},
-    },
-    separators=(",", ":"),
-)
-
-
-def native_content(path: Path) -> bytes:
-    """A tokenizer.json as twingpt reads it: its own, byte for byte, also after `ExportTokenizer.write`.
-
-    Raises TwinGPTError if it cannot be read.
-    """
-    try:
-        return path.read_bytes().replace(_WITH_BOS.encode(), _NO_BOS.encode())
-    except OSError as error:
-        raise TwinGPTError(f"{path} cannot be read: {error.strerror}") from None
+_WITH_BOS = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [
+        {"SpecialToken": {"id": BOS, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+    ],
+    "special_tokens": {BOS: {"id": BOS, "ids": [SPECIAL_TOKENS.index(BOS)], "tokens": [BOS]}},
+}
 
 
 @dataclass(frozen=True)
@@ -74,11 +59,20 @@ class ExportTokenizer:
 
     @classmethod
     def load(cls, path: Path, spec: GPTSpec) -> "ExportTokenizer | None":
-        """None if the file is a tokenizer of someone else's. Raises TwinGPTError if it does not fit the model."""
-        added = [entry.get("content") for entry in read_json(path).get("added_tokens") or []]
-        if not set(SPECIAL_TOKENS) <= set(added):
+        """None if the file is a tokenizer of someone else's.
+
+        One that `write` wrote comes back byte for byte, also when transformers has saved it since. Raises TwinGPTError
+        if the file cannot be read, is none that twingpt can use, or does not fit the model.
+        """
+        config = read_json(path)
+        if not _has_our_marks(config):
             return None
-        tokenizer = Tokenizer(native_content(path).decode("utf-8"), source=str(path))
+        if config.get("post_processor") == _WITH_BOS:
+            # transformers saves the padding and the truncation of the last call along.
+            content = _as_tokenizers_writes({**config, "post_processor": None, "padding": None, "truncation": None})
+        else:
+            content = path.read_bytes().decode("utf-8")
+        tokenizer = Tokenizer(content, source=str(path))
         if tokenizer.vocab_size != spec.vocab_size:
             raise TwinGPTError(f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary is {spec.vocab_size}")
         return cls(tokenizer)
@@ -113,7 +107,7 @@ class ExportTokenizer:
         }
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
         (folder / TOKENIZER_CONFIG_FILE).write_text(text, encoding="utf-8")
-        content = self.tokenizer.content.replace(_NO_BOS, _WITH_BOS)
+        content = _as_tokenizers_writes({**json.loads(self.tokenizer.content), "post_processor": _WITH_BOS})
         (folder / TOKENIZER_FILE).write_text(content, encoding="utf-8", newline="")
 
     def vocabulary(self) -> Vocabulary:
@@ -131,6 +125,16 @@ class ExportTokenizer:
             end_of_turn=self.tokenizer.id(END_ANSWER),
             chat_template=CHAT_TEMPLATE,
         )
+
+
+def _has_our_marks(config: dict[str, Any]) -> bool:
+    entries = config.get("added_tokens")
+    added = [entry.get("content") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return all(mark in added for mark in SPECIAL_TOKENS)
+
+
+def _as_tokenizers_writes(config: dict[str, Any]) -> str:
+    return json.dumps(config, ensure_ascii=False, separators=(",", ":"))
 
 
 def copy_foreign(source: Path, folder: Path) -> dict[str, Any]:

@@ -30,18 +30,38 @@ def import_torch(path: Path, load: Callable[[Path], Any]) -> tuple[Source, GPTSp
     content = load(path)
     if not isinstance(content, dict) or "model" not in content:
         raise TwinGPTError(f"{path} is neither nanoGPT's ckpt.pt nor the old training script's: no key 'model'")
-    tensors = {
-        name.removeprefix("_orig_mod."): np.asarray(tensor.detach().float().cpu().numpy())
-        for name, tensor in content["model"].items()
-    }
+    tensors = _tensors(path, content["model"])
     try:
         if "model_args" in content:
-            return "nanogpt", *_from_nanogpt(content["model_args"], tensors), int(content.get("iter_num", 0))
+            step = int(content.get("iter_num", 0))
+            return "nanogpt", *_from_nanogpt(_settings(path, content, "model_args"), tensors), step
         if "cfg" in content:
-            return "script", *_from_seed_script(content["cfg"], tensors), int(content.get("step", 0))
+            step = int(content.get("step", 0))
+            return "script", *_from_seed_script(_settings(path, content, "cfg"), tensors), step
     except KeyError as error:
         raise TwinGPTError(f"{path} has no setting or tensor {error}") from None
+    except (UsageError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise TwinGPTError(f"{path} describes no model that twingpt knows: {error}") from None
     raise TwinGPTError(f"{path} is neither nanoGPT's ckpt.pt (model_args) nor the old training script's (cfg)")
+
+
+def _tensors(path: Path, model: Any) -> Tensors:
+    import torch
+
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in model.items()
+    ):
+        raise TwinGPTError(f"{path} has under 'model' no table of tensors")
+    return {
+        name.removeprefix("_orig_mod."): np.asarray(tensor.detach().float().cpu().numpy())
+        for name, tensor in model.items()
+    }
+
+
+def _settings(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(content[key], dict):
+        raise TwinGPTError(f"{path} has under {key!r} no table of settings")
+    return dict(content[key])
 
 
 def _from_nanogpt(args: dict[str, Any], tensors: Tensors) -> tuple[GPTSpec, Weights]:
@@ -87,13 +107,12 @@ def load_pickle(path: Path) -> Any:
 
 
 def detect_format(source: Path) -> Literal["native", "hf", "torch"]:
-    """What lies there, by its files. Raises UsageError if it is nothing that twingpt knows."""
+    """What lies there, by its files. Raises UsageError if it is a file that twingpt does not know."""
+    if not source.is_file():
+        # Also what does not exist, as RUN/best: `find_checkpoint` alone knows which names mean a checkpoint.
+        return "hf" if (source / CONFIG_FILE).is_file() else "native"
     if source.suffix in (".pt", ".pth", ".bin"):
         return "torch"
-    if (source / CONFIG_FILE).is_file():
-        return "hf"
-    if source.is_dir() or source.suffix == ".safetensors":
+    if source.suffix == ".safetensors":
         return "native"
-    if not source.exists():
-        raise TwinGPTError(f"{source} does not exist")
     raise UsageError(f"{source} is no checkpoint that twingpt knows: a run, a Hugging Face folder or a ckpt.pt")

@@ -105,9 +105,11 @@ SEED_SCRIPT = Naming(
 
 
 def to_foreign(naming: Naming, spec: GPTSpec, weights: Weights) -> Tensors:
-    """Our weights under their names."""
+    """Our weights under their names. Raises TwinGPTError on a missing tensor."""
     tensors: Tensors = {}
     for name in parameter_table(spec):
+        if name not in weights:
+            raise TwinGPTError(f"tensor {name} is missing from the model")
         foreign, transposed = naming.theirs(name)
         rows = _rows(spec, name) if len(foreign) > 1 else ()
         for theirs, part in zip(foreign, np.split(weights[name], np.cumsum(rows)[:-1].astype(int)), strict=True):
@@ -149,13 +151,14 @@ def from_foreign(naming: Naming, spec: GPTSpec, tensors: Tensors) -> Weights:
 
 def with_zero_biases(spec: GPTSpec, weights: Weights) -> tuple[GPTSpec, Weights]:
     """The same model for a format that always has biases: zeros leave the result as it is."""
-    spec = dataclasses.replace(spec, bias=True)
+    biased = dataclasses.replace(spec, bias=True)
+    own = parameter_table(spec)
     zeros = {
         name: np.zeros(param.shape, dtype=np.float32)
-        for name, param in parameter_table(spec).items()
-        if name not in weights
+        for name, param in parameter_table(biased).items()
+        if name not in own
     }
-    return spec, weights | zeros
+    return biased, zeros | weights
 
 
 def _rows(spec: GPTSpec, name: str) -> tuple[int, ...]:
