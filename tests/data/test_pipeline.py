@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.data.killing import killed_at
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data import clean, parallel, pipeline, write_samples
 from twingpt.data.corpus import Documents
@@ -150,22 +151,9 @@ def test_switching_templates_leaves_no_stale_file(raw: Path, tmp_path: Path) -> 
     assert _files(out) == _files(fresh)
 
 
-_KILLED_AT = """
-import os, sys
-from pathlib import Path
+_PREPARE = """
 from twingpt.data.pipeline import PrepareSettings, prepare
-left = int(sys.argv[3])
-def counted(original):
-    def call(*args, **kwargs):
-        global left
-        if left == 0:
-            os._exit(9)
-        left -= 1
-        return original(*args, **kwargs)
-    return call
-for name in ("replace", "mkdir", "unlink"):
-    setattr(Path, name, counted(getattr(Path, name)))
-os.fsync = counted(os.fsync)
+count_from_here()
 prepare([sys.argv[1]], Path(sys.argv[2]), PrepareSettings(template="plain", vocab_size=600, block_size=64))
 """
 
@@ -178,14 +166,13 @@ def test_killed_between_any_two_file_operations_it_ends_with_the_same_bytes(tmp_
     finished: set[str] = set()
     for at in range(2, 60, 5):
         shutil.rmtree(out, ignore_errors=True)
-        code = subprocess.run([sys.executable, "-c", _KILLED_AT, str(raw), str(out), str(at)], check=False).returncode
-        assert code in (0, 9)
+        killed = killed_at(at, ("replace", "mkdir", "unlink"), _PREPARE, str(raw), str(out))
         done = {path.stem for path in (out / STATE_FOLDER).glob("*.json")}
         finished |= done
         reused = prepare([str(raw)], out, PLAIN).reused
         assert {stage for stage, kept in reused.items() if kept} == done, f"killed at operation {at}"
         assert _files(out) == _files(good), f"killed at operation {at}"
-        if code == 0:
+        if not killed:
             break
     assert finished == {"clean", "tokenizer", "pack"}, "the kills must fall into every stage"
 

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.killing import killed_at
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data import clean, corpus, dedup, shares, spool, write_cleaned, write_samples
 from twingpt.data.changes import Changes
@@ -322,39 +321,21 @@ def test_pieces_are_dealt_out_once(pieces: int, count: int) -> None:
     assert shares.dealt_out(pieces, count) == list(map(len, dealt))
 
 
-_KILLED_AT = """
-import os, sys
-from pathlib import Path
+_OPERATIONS = ("replace", "mkdir", "unlink", "write_text", "write_bytes")
+_SHARE_OR_MERGE = """
 from twingpt.data import clean
 from twingpt.data.pipeline import PrepareSettings
 from twingpt.data.shares import Shard
 from twingpt.data.sharing import clean_share, merge
 clean.CHUNK = 3000
-left = int(sys.argv[1])
-def counted(original):
-    def call(*args, **kwargs):
-        global left
-        if left == 0:
-            os._exit(9)
-        left -= 1
-        return original(*args, **kwargs)
-    return call
-for name in ("replace", "mkdir", "unlink", "write_text", "write_bytes"):
-    setattr(Path, name, counted(getattr(Path, name)))
-os.fsync = counted(os.fsync)
-what, out, others = sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
+count_from_here()
+what, out, others = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 settings = PrepareSettings(template="plain", vocab_size=400, block_size=64)
 if what == "share":
     clean_share(others, out, settings, Shard(2, 2), workers=1)
 else:
     merge([Path(other) for other in others], out)
 """
-
-
-def _killed_at(operation: int, *arguments: str) -> bool:
-    code = subprocess.run([sys.executable, "-c", _KILLED_AT, str(operation), *arguments], check=False).returncode
-    assert code in (0, 9)
-    return code == 9
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["new folder", "over an older share"])
@@ -372,7 +353,7 @@ def test_a_share_killed_between_any_two_file_operations(raw: list[str], tmp_path
             shutil.rmtree(folder, ignore_errors=True)
         if stale:
             shutil.copytree(older, second)
-        killed = _killed_at(operation, "share", str(second), *raw)
+        killed = killed_at(operation, _OPERATIONS, _SHARE_OR_MERGE, "share", str(second), *raw)
         try:
             merge([first, second], out)
         except TwinGPTError as error:
@@ -392,7 +373,7 @@ def test_a_merge_killed_between_any_two_file_operations(raw: list[str], tmp_path
     folders = [str(folder) for folder in _clean_shares(raw, tmp_path, PLAIN, 2)]
     for operation in range(1, 50, 5):
         shutil.rmtree(out, ignore_errors=True)
-        killed = _killed_at(operation, "merge", str(out), *folders)
+        killed = killed_at(operation, _OPERATIONS, _SHARE_OR_MERGE, "merge", str(out), *folders)
         record = (out / STATE_FOLDER / "clean.json").exists()
         assert killed or record
         result = merge([Path(folder) for folder in folders], out)[1]
