@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Before any test imports MLX, which binds its BLAS for good.
+import twingpt.backends.mlx  # noqa: F401
 from twingpt.core.backend import BACKENDS, Backend, EngineConfig, create_backend
 from twingpt.core.spec import GPTSpec
 from twingpt.data.manifest import Manifest, Split

@@ -119,7 +119,7 @@ def test_the_engines_are_mirrored() -> None:
         {path.name for path in (PACKAGE / "backends" / engine).glob("*.py")} for engine in FRAMEWORKS.values()
     )
     # PyTorch is quick on a CPU by itself.
-    assert torch_files | {"cpu.py"} == mlx_files
+    assert torch_files | {"blas.py", "cpu.py"} == mlx_files
 
 
 @pytest.mark.parametrize("code", ["import twingpt", "import sys; sys.argv = ['twingpt', '--help']; main()"])

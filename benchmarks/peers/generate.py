@@ -6,13 +6,15 @@
 200 tokens from a prompt of 56, preset seed with a tied head, random weights, temperature 0.8, top-k 50; every candidate
 in a fresh process, in turn, the median of its repeats after a warm-up. Hugging Face and mlx-lm use their caches,
 nanoGPT has none. `8 prompts` decodes eight prompts at once and counts the tokens of all. The engines are used as
-`twingpt generate` uses them: prefill, decode, and the sampler of twingpt.core. On Linux mlx-lm gets OpenBLAS as the
-engine does (see train_mlx.py). Writes results/generate.json.
+`twingpt generate` uses them: prefill, decode, and the sampler of twingpt.core. On Linux mlx-lm gets OpenBLAS as
+LD_PRELOAD would give it, without the engine's own way with few rows. Writes results/generate.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import importlib
 import json
 import statistics
@@ -137,7 +139,6 @@ def huggingface(spec: GPTSpec, options: argparse.Namespace, number: int) -> Gene
 
 
 def mlx_lm(spec: GPTSpec, options: argparse.Namespace) -> Generate:
-    # OpenBLAS first, as for the engine.
     import mlx.core as mx
     from train_mlx import mlx_lm_gpt2
 
@@ -162,6 +163,10 @@ def work(options: argparse.Namespace) -> Row:
     if name in (MLX, MLX_MANY, MLX_LM):
         # mlx-lm's gpt2 has the tanh GELU.
         spec = compared_spec(activation="gelu_tanh")
+        if name == MLX_LM:
+            # Before the engine is imported, whose own products come second then.
+            with contextlib.suppress(OSError):
+                ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
         importlib.import_module("twingpt.backends.mlx")
     makers: dict[str, Callable[[], Generate]] = {
         TORCH: lambda: ours("mps", spec, options.device, 1),

@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 
 from twingpt.backends.mlx import cpu
-from twingpt.backends.mlx.model import LARGE_WEIGHT, product
 from twingpt.core.backend import EngineConfig, create_backend
 from twingpt.core.init import initial_weights
 from twingpt.core.params import OptimizerName
@@ -141,17 +140,6 @@ def test_parts_drop_out_differently(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(np.array(grads["kept"]).ravel()) == {0.0, 1.0, 2.0}
 
 
-@pytest.mark.parametrize("rows", [1, 8])
-@pytest.mark.parametrize("shape", [(16_000, 128), (1152, 384), (1153, 384)])
-def test_a_large_product_in_parts_is_the_product(
-    rows: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_threads(2, monkeypatch)
-    x, weight = normal(rows, 1, shape[1]), normal(*shape, seed=1)
-    assert weight.size > LARGE_WEIGHT
-    np.testing.assert_allclose(np.array(product(x, weight)), np.array(x @ weight.T), rtol=1e-5, atol=2e-5)
-
-
 def test_the_compiled_decoding_follows_slot_length_and_weights() -> None:
     spec = GPTSpec(vocab_size=50, block_size=80, n_layer=2, n_head=2, n_embd=16)
     backend = create_backend("mlx", spec, EngineConfig(device="cpu"))
@@ -163,3 +151,26 @@ def test_the_compiled_decoding_follows_slot_length_and_weights() -> None:
             found = [backend.prefill(cache, slot, tokens[:60])]
             found += [backend.decode(cache, [slot], tokens[i : i + 1])[0] for i in range(60, 70)]
             np.testing.assert_allclose(found, backend.logits(tokens[None])[0, 59:], rtol=1e-4, atol=1e-4)
+
+
+def test_slots_that_follow_each_other_are_decoded_together() -> None:
+    spec = GPTSpec(vocab_size=50, block_size=80, n_layer=2, n_head=2, n_embd=16)
+    backend = create_backend("mlx", spec, EngineConfig(device="cpu"))
+    backend.load_state({MODEL + name: 5.0 * weight for name, weight in initial_weights(spec, 0).items()})
+    tokens = np.random.default_rng(0).integers(0, 50, (4, 70), dtype=np.int32)
+    lengths = [30, 5, 61, 17]
+
+    def filled() -> Any:
+        cache = backend.new_cache(4, 80)
+        for slot, length in enumerate(lengths):
+            backend.prefill(cache, slot, tokens[slot, :length])
+        return cache
+
+    for slots in ([0, 1, 2, 3], [1, 2], [3], [2, 3]):
+        together = filled()
+        for step in range(5):
+            new = np.array([tokens[slot, lengths[slot] + step] for slot in slots], dtype=np.int32)
+            found = backend.decode(together, slots, new)
+            for slot, logits in zip(slots, found, strict=True):
+                wanted = backend.logits(tokens[slot : slot + 1, : lengths[slot] + step + 1])[0, -1]
+                np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)

@@ -76,7 +76,7 @@ class MLXBackend:
         self._loss_and_grads = mx.value_and_grad(self._loss)
         self._micro_step = (cpu.in_parts if self.device == "cpu" else mx.compile)(self._loss_and_grads)
         self._update = mx.compile(clip_and_update(self._table, config))
-        self._decode_one = mx.compile(self._one_token, inputs=[self._model.state])
+        self._compiled_decode = mx.compile(self._one_token_each, inputs=[self._model.state])
         self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
 
     @on_device
@@ -155,25 +155,25 @@ class MLXBackend:
         lengths = [cache.lengths[slot] for slot in slots]
         span = attention_span(max(lengths) + 1, cache.capacity)
         positions, mask = decode_plan(lengths, span)
-        if self.device == "cpu" and len(slots) == 1:
-            logits = self._decode_compiled(cache, slots[0], tokens, positions, mask)
-            cache.lengths[slots[0]] += 1
-            return logits
-        view = CacheView(cache.k, cache.v, mx.array(slots), mx.array(positions), span, mx.array(mask), slot_run(slots))
-        logits = self._cached_logits(np.asarray(tokens)[:, None], view, last=0)
+        run = slot_run(slots)
+        if self.device == "cpu" and run is not None:
+            logits = self._decode_run(cache, run, tokens, positions, mask)
+        else:
+            view = CacheView(cache.k, cache.v, mx.array(slots), mx.array(positions), span, mx.array(mask), run)
+            logits = self._cached_logits(np.asarray(tokens)[:, None], view, last=0)
         for slot in slots:
             cache.lengths[slot] += 1
         return logits
 
-    def _decode_compiled(
-        self, cache: KVCache, slot: int, tokens: Array, positions: Array, mask: Array
+    def _decode_run(
+        self, cache: KVCache, run: slice, tokens: Array, positions: Array, mask: Array
     ) -> NDArray[np.float32]:
-        """decode of one slot without making its graph in Python again."""
+        """decode of slots that follow each other, without making their graph in Python again."""
         cpu.use_blas_threads()
         # Held by the graph alone, the cache can be written in place.
         k, v, cache.k, cache.v = cache.k, cache.v, [], []
-        logits, cache.k, cache.v = self._decode_one(
-            k, v, slot, _to_mlx(tokens)[:, None], mx.array(positions), mx.array(mask)
+        logits, cache.k, cache.v = self._compiled_decode(
+            k, v, run.start, _to_mlx(tokens)[:, None], mx.array(positions), mx.array(mask)
         )
         del k, v
         mx.eval(logits, cache.k, cache.v)
@@ -232,10 +232,11 @@ class MLXBackend:
         mx.eval(logits, view.k, view.v)
         return _to_numpy(logits)
 
-    def _one_token(
-        self, k: list[mx.array], v: list[mx.array], slot: int, tokens: mx.array, positions: mx.array, mask: mx.array
+    def _one_token_each(
+        self, k: list[mx.array], v: list[mx.array], first: int, tokens: mx.array, positions: mx.array, mask: mx.array
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        view = CacheView(k, v, mx.array([slot]), positions, mask.shape[-1], mask, slice(slot, slot + 1))
+        end = first + len(tokens)
+        view = CacheView(k, v, mx.arange(first, end), positions, mask.shape[-1], mask, slice(first, end))
         return self._model.logits(self._model(tokens, view)[:, 0]), k, v
 
     def _loss(

@@ -149,7 +149,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Hidden states [..., n_embd] -> float32 logits [..., vocab_size]."""
-        return product(hidden.astype(self.dtype), self.head_weight.astype(self.dtype)).astype(mx.float32)
+        return (hidden.astype(self.dtype) @ self.head_weight.astype(self.dtype).T).astype(mx.float32)
 
 
 def recomputed(block: Block, x: mx.array, rope: Rope | None, site_keys: mx.array | None) -> mx.array:
@@ -177,38 +177,9 @@ class Linear(nn.Linear):
 
     def __call__(self, x: mx.array) -> mx.array:
         x, weight = x.astype(self.dtype), self.weight.astype(self.dtype)
-        if "bias" in self and x.size > FEW_ROWS * x.shape[-1]:
+        if "bias" in self:
             return mx.addmm(self.bias.astype(self.dtype), x, weight.T)
-        y = product(x, weight)
-        return y + self.bias.astype(self.dtype) if "bias" in self else y
-
-
-FEW_ROWS = 8
-SMALL_PRODUCT = 450_000
-"""Multiplications of a product that OpenBLAS does in its fast way for small ones; from about 590,000 on it does not."""
-
-LARGE_WEIGHT = 400_000
-"""Numbers from which on it pays to share a product out to several threads and wait for each."""
-
-
-def product(x: mx.array, weight: mx.array) -> mx.array:
-    """x @ weight.T, but for the few rows of generation on a CPU in pieces that OpenBLAS is quick at.
-
-    One row against 16,000 x 384 takes 5.0 ms whole and 2.5 in pieces.
-    """
-    rows, shape, (n_out, n_in) = x.size // x.shape[-1], x.shape[:-1], weight.shape
-    if rows > FEW_ROWS or not cpu.here():
         return x @ weight.T
-    least, most = len(cpu.STREAMS) if weight.size >= LARGE_WEIGHT else 1, SMALL_PRODUCT // (n_in * rows)
-    pieces = next((p for p in range(least, n_out // 32) if n_out % p == 0 and n_out // p <= most), 1)
-    if pieces == 1:
-        return x @ weight.T
-    x, weight = x.reshape(1, rows, n_in), weight.reshape(pieces, n_out // pieces, n_in).swapaxes(1, 2)
-    if weight.size < LARGE_WEIGHT:
-        y = x @ weight
-    else:
-        y = mx.concatenate([x @ weight[own[0] : own[-1] + 1] for own in cpu.in_turn([*range(pieces)])])
-    return y.swapaxes(0, 1).reshape(*shape, n_out)
 
 
 @dataclass(slots=True)
