@@ -72,11 +72,10 @@ class _Writer:
         return not (self.fill or self.verify)
 
     def pieces(self, asked: _Asked) -> Iterator[str]:
-        from twingpt.generation.answer_form import AnswerForm
-        from twingpt.generation.text import stream_text
+        from twingpt.generation.text import answer_form, stream_text
 
         request = self._request(asked)
-        form = AnswerForm(self.tokenizer) if self.structured else None
+        form = answer_form(self.tokenizer) if self.structured else None
         constraint = request.constraint(form, self.engine.spec.block_size)
         yield from stream_text(
             self.engine, self.tokenizer, request.prompt, self.sampling, self.max_new_tokens, constraint=constraint

@@ -86,9 +86,7 @@ def write_side_by_side(
 
     Raises TwinGPTError if a structured answer has no room for its form.
     """
-    from twingpt.generation.answer_form import AnswerForm
-
-    form = AnswerForm(tokenizer) if any(request.structured for request in requests) else None
+    form = answer_form(tokenizer) if any(request.structured for request in requests) else None
     batcher = Batcher(backend, min(slots, max(1, len(requests))))
     stop = stop_tokens(tokenizer)
     numbers: dict[int, int] = {}
@@ -103,6 +101,13 @@ def write_side_by_side(
                 tokens[event.handle].append(event.token)
             if event.finish_reason is not None:
                 yield numbers[event.handle], tokens.pop(event.handle), event.finish_reason
+
+
+def answer_form(tokenizer: Tokenizer) -> AnswerForm:
+    # Not before it is asked for: the sections and contacts of the data take a third of a second to import.
+    from twingpt.generation.answer_form import AnswerForm
+
+    return AnswerForm(tokenizer)
 
 
 def stop_tokens(tokenizer: Tokenizer) -> frozenset[int]:
@@ -139,7 +144,8 @@ def load_tokenizer(run_dir: Path) -> Tokenizer:
     path = run_dir / TOKENIZER_FILE
     if not path.is_file():
         raise TwinGPTError(f"{path} is missing: copy the tokenizer.json that the model was trained with there")
-    return Tokenizer.load(path)
+    # A prompt is encoded before the fast encoder is ready.
+    return Tokenizer.load(path, fast=False)
 
 
 def with_contacts(

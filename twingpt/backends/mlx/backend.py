@@ -208,7 +208,9 @@ class MLXBackend:
                 {name: mx.array(state[MUON_MOMENTUM + name]) for name in old.momentum},
                 mx.array(int(state.get(MUON_COUNT, 0)), dtype=mx.int32),
             )
-        mx.eval(self._model.parameters(), self._moments.arrays())
+            mx.eval(self._moments.arrays())
+        # Without moments of their own the zeros stay unmade, as a model that only generates never needs them.
+        mx.eval(self._model.parameters())
 
     def memory(self) -> tuple[int, int]:
         if self.device == "cpu":
