@@ -1,6 +1,8 @@
 """`twingpt bench`: every figure is there for both engines, and the shares are of the right limit."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,13 @@ def _fake(device: str, broken: str | None = None) -> Any:
         return _row(backend, device, config.precision)
 
     return measured
+
+
+def test_the_speed_of_products_is_that_of_the_engines_blas() -> None:
+    """MLX takes its BLAS when it is imported: the engine's package has to come first."""
+    code = (
+        "import sys\nfrom twingpt.bench.products import open_arrays\n"
+        "open_arrays('mlx', 'cpu', 'float32').random(2, 2)\nnames = list(sys.modules)\n"
+        "assert names.index('twingpt.backends.mlx') < names.index('mlx.core')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

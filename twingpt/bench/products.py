@@ -53,18 +53,17 @@ class TorchArrays:
 
 class MLXArrays:
     def __init__(self, choice: DeviceChoice, precision: Precision) -> None:
-        import mlx.core as mx
-
+        # Before MLX itself, which takes its BLAS when it is imported.
         from twingpt.backends.mlx.backend import choose_device
 
         self._device, _ = choose_device(choice)
-        self._dtype = getattr(mx, precision)
+        self._precision = precision
 
     def random(self, rows: int, columns: int) -> Any:
         import mlx.core as mx
 
         with mx.stream(self._device):
-            array = mx.random.normal((rows, columns)).astype(self._dtype)
+            array = mx.random.normal((rows, columns)).astype(getattr(mx, self._precision))
             mx.eval(array)
         return array
 
