@@ -1,5 +1,6 @@
 """What an engine promises holds for the user's model and for the modern one."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,3 +24,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=OPTIONS)
 def spec(request: pytest.FixtureRequest) -> GPTSpec:
     return GPTSpec(vocab_size=211, block_size=32, n_layer=2, n_head=2, n_embd=32, dropout=0.0, **OPTIONS[request.param])
+
+
+@pytest.fixture
+def mlx_on_the_cpu() -> Iterator[None]:
+    """MLX's own functions on the CPU, whatever device it would take by itself."""
+    import mlx.core as mx
+
+    with mx.stream(mx.Device(mx.cpu)):
+        yield

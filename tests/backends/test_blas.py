@@ -3,7 +3,6 @@
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,15 +12,12 @@ from numpy.typing import NDArray
 
 from twingpt.backends.mlx import OPENBLAS, blas
 
-pytestmark = pytest.mark.skipif(OPENBLAS is None, reason="OpenBLAS is used on Linux alone")
+pytestmark = [
+    pytest.mark.usefixtures("mlx_on_the_cpu"),
+    pytest.mark.skipif(OPENBLAS is None, reason="OpenBLAS is used on Linux alone"),
+]
 
 SHAPES = [(16_000, 128), (1153, 384), (1, 384), (384, 1), (5, 3), (2, 60_000), (1, 300_000)]
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with mx.stream(mx.Device(mx.cpu)):
-        yield
 
 
 def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """What the MLX engine does its own way on a CPU, against MLX's own functions and their gradients."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -17,13 +17,9 @@ from twingpt.core.params import OptimizerName
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 
+pytestmark = pytest.mark.usefixtures("mlx_on_the_cpu")
+
 Function = Callable[[mx.array], mx.array]
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    with mx.stream(mx.Device(mx.cpu)):
-        yield
 
 
 def largest(x: mx.array) -> float:
