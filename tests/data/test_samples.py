@@ -32,10 +32,11 @@ def tokenizer(documents: list[str]) -> Tokenizer:
     return train_tokenizer(iter([*documents, *fixed_texts()]), 4000)
 
 
-@pytest.fixture(scope="session", params=[256, 512])
+@pytest.fixture(scope="session", params=[(256, 0), (512, 0), (256, 40)], ids=str)
 def made(request: pytest.FixtureRequest, documents: list[str], tokenizer: Tokenizer) -> tuple[int, list[Sample]]:
-    chosen = SampleSettings(block_size=request.param)
-    return request.param, [
+    block_size, samples_per_doc = request.param
+    chosen = SampleSettings(block_size=block_size, samples_per_doc=samples_per_doc)
+    return block_size, [
         sample
         for index, document in enumerate(documents)
         for sample in make_samples(document, index, "train", chosen, tokenizer.count)
@@ -210,6 +211,26 @@ def test_more_samples_than_parts_ask_differently(documents: list[str], tokenizer
     asked = [s.question for s in make_samples(documents[0], 0, "train", chosen, tokenizer.count)]
     assert len(asked) == 12
     assert len(set(asked)) >= 11
+
+
+def test_more_samples_than_parts_are_of_other_parts(documents: list[str], tokenizer: Tokenizer) -> None:
+    """The document cut elsewhere: the same answers to other questions would only be learned by heart."""
+    once, often = (
+        make_samples(documents[0], 0, "train", SampleSettings(samples_per_doc=n), tokenizer.count) for n in (0, 60)
+    )
+    for kind in ("closed", "open"):
+        parts, answers = ({sample.answer for sample in made if sample.kind == kind} for made in (once, often))
+        assert len(answers) >= 3 * len(parts)
+    assert [s for s in often if s.kind == "summary"] == [s for s in once if s.kind == "summary"]
+
+
+def test_one_sentence_is_asked_about_again(tokenizer: Tokenizer) -> None:
+    """There is nothing to cut elsewhere."""
+    chosen = SampleSettings(samples_per_doc=10, min_tokens=0)
+    made = make_samples("여권 분실\n여권을 잃어버리면 대사관에 신고합니다.", 0, "train", chosen, tokenizer.count)
+    asked = [sample.question for sample in made if sample.kind != "summary"]
+    assert len(asked) == 10
+    assert len(set(asked)) >= 8
 
 
 def test_allow_long_keeps_the_document_whole(documents: list[str], tokenizer: Tokenizer) -> None:

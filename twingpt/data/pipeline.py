@@ -31,7 +31,7 @@ StageName = Literal["clean", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 1, "pack": 1}
+VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 2, "pack": 1}
 # What decides the bytes of a stage that machines can share, by name in PrepareSettings.
 FIELDS: dict[StageName, tuple[str, ...]] = {
     "clean": ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),

@@ -1,6 +1,7 @@
 """Training samples of a document: open-book, closed-book and the summary form, each within block_size."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -21,6 +22,8 @@ CONTENT_LABEL = "내용: "
 WINDOW_UNITS = 64
 _ESTIMATED_QUESTION = 28
 _MARKS = 8
+# Share of the room (or of a document shorter than that) that parts take when they are cut once more, at the least.
+_SMALLEST_PART = 0.4
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,37 @@ class _Maker:
     def samples(self) -> Iterator[Sample]:
         if self._count(self._document.text) < self._settings.min_tokens:
             return
-        closed: list[_Part] = []
-        opened: list[_Part] = []
-        head = self._cost(self._document.title) if self._document.title else 0
-        skeleton = self._cost("\n".join(s.HEADS))
-        room = self._limit - _MARKS - _ESTIMATED_QUESTION - skeleton
-        for window in self._windows():
+        windows = [*self._windows()]
+        for window in windows:
             for noun, weight in _noun_weights(window.units, window.scores).items():
                 self._noun_weights[noun] = self._noun_weights.get(noun, 0.0) + weight
-            # An answer repeats what its document says, so document and answer share the room evenly.
-            opened += self._parts(window, (room - head) // 2)
-            pieces = self._parts(window, room)
-            closed += [window, *pieces] if len(pieces) > 1 else pieces
-        yield from self._question_samples(opened, closed)
+        yield from self._question_samples(windows)
         if self._settings.summaries:
-            for part in opened:
+            for part in self._cut(windows, "open"):
                 yield from self._summary_sample(part)
+
+    def _cut(self, windows: list[_Part], kind: Kind, turn: int = 0) -> list[_Part]:
+        """The parts that samples of a kind are made of, the first time (0) or a later one.
+
+        The first time they are as large as fits. Later they are smaller by a draw, so that they begin and end elsewhere
+        and their answers have other sentences: the same answers once more would only be learned by heart.
+        """
+        room = self._limit - _MARKS - _ESTIMATED_QUESTION - self._cost("\n".join(s.HEADS))
+        if kind == "open":
+            # An answer repeats what its document says, so document and answer share the room evenly.
+            room = (room - (self._cost(self._document.title) if self._document.title else 0)) // 2
+        share = 1.0 if self._settings.allow_long else 1 - (1 - _SMALLEST_PART) * self._draw(turn)
+        made: list[_Part] = []
+        for window in windows:
+            size = self._size(window, range(len(window.units)))
+            parts = self._parts(window, int(min(room, size) * share) if turn else room, room)
+            made += [window, *parts] if kind == "closed" and len(parts) > 1 else parts
+        return made
+
+    def _draw(self, turn: int) -> float:
+        """A number from 0 to 1 keyed by the seed, the document and `turn`; the same on every machine."""
+        key = f"{self._settings.seed}\0{self._document.text}" + (f"\0{turn}" if turn else "")
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
 
     def _cost(self, text: str) -> int:
         """Tokens of a text and the line end after it; counted once a text."""
@@ -124,11 +142,14 @@ class _Maker:
             scores = s.rank(window, self._document.title_nouns)
             yield _Part(window, tuple(scores), len(units) <= WINDOW_UNITS)
 
-    def _parts(self, window: _Part, room: int) -> list[_Part]:
-        """The window in parts of at most `room` tokens: contacts stay with their place, headings with what follows."""
+    def _parts(self, window: _Part, room: int, fits: int) -> list[_Part]:
+        """The window in parts of at most `room` tokens: contacts stay with their place, headings with what follows.
+
+        A unit longer than that is a part of its own, one longer than `fits` is left out.
+        """
         parts: list[list[int]] = [[]]
         size = 0
-        for bunch in self._bunches(window, room):
+        for bunch in self._bunches(window, room, fits):
             cost = self._size(window, bunch)
             if parts[-1] and size + cost > room:
                 parts.append([])
@@ -158,16 +179,16 @@ class _Maker:
             size += cost
         return indices, []
 
-    def _bunches(self, window: _Part, room: int) -> Iterator[list[int]]:
+    def _bunches(self, window: _Part, room: int, fits: int) -> Iterator[list[int]]:
         """Indices that belong together, as far as `room` allows: a heading and the next, contacts and the one before.
 
-        A unit longer than `room` is left out.
+        A unit longer than `fits` is left out.
         """
         bunch: list[int] = []
         size = 0
         for i, unit in enumerate(window.units):
             cost = self._cost(unit.text)
-            if cost > room:
+            if cost > fits:
                 continue
             before = window.units[bunch[-1]] if bunch else None
             together = before is not None and (before.role == "heading" or unit.role == "contact")
@@ -179,34 +200,35 @@ class _Maker:
         if bunch:
             yield bunch
 
-    def _question_samples(self, opened: list[_Part], closed: list[_Part]) -> Iterator[Sample]:
-        n_open, n_closed = self._numbers_of(len(opened), len(closed))
+    def _question_samples(self, windows: list[_Part]) -> Iterator[Sample]:
+        kinds: tuple[Kind, ...] = ("closed", "open")
+        first = {kind: self._cut(windows, kind) for kind in kinds}
+        numbers = self._numbers_of(len(first["open"]), len(first["closed"]))
         asked: dict[tuple[Unit, ...], int] = {}
-        for kind, parts, number in (("closed", closed, n_closed), ("open", opened, n_open)):
-            for turn in range(number if parts else 0):
-                part = parts[turn % len(parts)]
-                use = asked.get(part.units, 0)
+        for kind in kinds:
+            if not first[kind]:
+                continue
+            cuts = ((turn, self._cut(windows, kind, turn)) for turn in itertools.count())
+            parts = ((turn, part) for turn, cut in cuts for part in cut)
+            for turn, part in itertools.islice(parts, numbers[kind]):
+                use = asked.get(part.units, turn)
                 asked[part.units] = use + 1
-                yield from self._question_sample("closed" if kind == "closed" else "open", part, use)
+                yield from self._question_sample(kind, part, use)
 
-    def _numbers_of(self, opened: int, closed: int) -> tuple[int, int]:
-        """How many open-book and closed-book samples the settings ask for."""
+    def _numbers_of(self, opened: int, closed: int) -> dict[Kind, int]:
+        """How many open-book and closed-book samples the settings ask for, of as many parts."""
         share = self._settings.closed_share
         total = self._settings.samples_per_doc
         if total == 0:
             if share == 0.5:
-                return opened, closed
+                return {"open": opened, "closed": closed}
             # The rarer form gives way: the other keeps each of its parts once.
             if share > 0.5:
-                return round(closed * (1 - share) / share), closed
-            return opened, round(opened * share / (1 - share))
+                return {"open": round(closed * (1 - share) / share), "closed": closed}
+            return {"open": opened, "closed": round(opened * share / (1 - share))}
         # Rounded by a draw keyed by the document, so that many documents keep the ratio that one cannot.
-        draw = (
-            int.from_bytes(hashlib.sha256(f"{self._settings.seed}\0{self._document.text}".encode()).digest()[:4])
-            / 2**32
-        )
-        n_closed = int(total * share + draw)
-        return total - n_closed, n_closed
+        n_closed = int(total * share + self._draw(0))
+        return {"open": total - n_closed, "closed": n_closed}
 
     def _question_sample(self, kind: Kind, part: _Part, use: int) -> Iterator[Sample]:
         topic = self._topic(part)
