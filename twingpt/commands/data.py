@@ -54,7 +54,8 @@ MaxSamples = Annotated[
     typer.Option(help="Samples in all: 3000 works, 10000 is stable, 30000 is a habit.", min=1, show_default="all"),
 ]
 SamplesPerDoc = Annotated[
-    int, typer.Option(help="Question samples a document; 0: each part of it once in each form.", min=0)
+    int,
+    typer.Option(help="Question samples a document, cut elsewhere each time; 0: each part once in each form.", min=0),
 ]
 ClosedShare = Annotated[
     float, typer.Option(help="Share of question samples without their document, 0 to 1.", min=0, max=1)

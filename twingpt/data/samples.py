@@ -31,7 +31,7 @@ class SampleSettings:
     """What samples a document gives.
 
     block_size: tokens of a row of the model; a sample has at most block_size + 1 tokens, its marks included.
-    samples_per_doc: question samples of a document (0 = each part once in each form).
+    samples_per_doc: question samples of a document (0 = each part once in each form; further ones are of other parts).
     closed_share: the part of them that is closed-book, 0-1 (0.5 with samples_per_doc 0: every part in both forms).
     summaries: also the form [DOC] title and content [SUMMARY], once for each part.
     min_tokens: a document of fewer tokens gives no sample.
