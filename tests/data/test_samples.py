@@ -164,6 +164,17 @@ def test_parts_begin_with_no_contact_and_end_with_no_heading(tokenizer: Tokenize
         assert lines[-1] != "챙길 것"
 
 
+def test_contacts_keep_their_place_however_often_a_document_is_cut(tokenizer: Tokenizer) -> None:
+    places = [
+        f"제{n} 병원에 가면 접수를 먼저 하고 번호표를 받습니다.\n제{n} 병원 전화: 02-8555-01{n}" for n in range(10, 22)
+    ]
+    chosen = SampleSettings(block_size=128, samples_per_doc=60)
+    made = make_samples("\n".join(["병원 안내", *places]), 0, "train", chosen, tokenizer.count)
+    opened = [sample.doc.split("\n") for sample in made if sample.kind == "open" and sample.doc is not None]
+    assert len(opened) > 12
+    assert not [lines for lines in opened if "TEL:" in lines[1]]
+
+
 def test_contacts_keep_their_place(documents: list[str], tokenizer: Tokenizer) -> None:
     found = [
         s.answer
@@ -221,6 +232,8 @@ def test_more_samples_than_parts_are_of_other_parts(documents: list[str], tokeni
     for kind in ("closed", "open"):
         parts, answers = ({sample.answer for sample in made if sample.kind == kind} for made in (once, often))
         assert len(answers) >= 3 * len(parts)
+    first = [sample for sample in once if sample.kind == "closed"]
+    assert [sample for sample in often if sample.kind == "closed"][: len(first)] == first
     assert [s for s in often if s.kind == "summary"] == [s for s in once if s.kind == "summary"]
 
 
@@ -290,13 +303,14 @@ def test_long_document_is_taken_in_windows(
     assert max(_length(sample, tokenizer) for sample in samples) <= 257
 
 
-@given(st.text(max_size=400), st.sampled_from([96, 128, 256]))
+@given(st.text(max_size=400), st.sampled_from([96, 128, 256]), st.sampled_from([0, 7]))
 @settings(max_examples=60, deadline=None)
-def test_any_text_gives_samples_that_fit(text: str, block_size: int) -> None:
+def test_any_text_gives_samples_that_fit(text: str, block_size: int, number: int) -> None:
     def count(piece: str) -> int:
         return len(piece.encode(errors="surrogatepass"))
 
-    for sample in make_samples(text, 0, "train", SampleSettings(block_size=block_size, min_tokens=0), count):
+    chosen = SampleSettings(block_size=block_size, min_tokens=0, samples_per_doc=number)
+    for sample in make_samples(text, 0, "train", chosen, count):
         assert sum(1 if part.mark else count(part.text) for part in sample_segments(sample)) <= block_size + 1
 
 

@@ -55,7 +55,7 @@ MaxSamples = Annotated[
 ]
 SamplesPerDoc = Annotated[
     int,
-    typer.Option(help="Question samples a document, cut elsewhere each time; 0: each part once in each form.", min=0),
+    typer.Option(help="Question samples a document, cut elsewhere as needed; 0: each part once in each form.", min=0),
 ]
 ClosedShare = Annotated[
     float, typer.Option(help="Share of question samples without their document, 0 to 1.", min=0, max=1)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from twingpt.core.errors import UsageError
 from twingpt.data import questions as q
@@ -22,7 +22,7 @@ CONTENT_LABEL = "내용: "
 WINDOW_UNITS = 64
 _ESTIMATED_QUESTION = 28
 _MARKS = 8
-# Share of the room (or of a document shorter than that) that parts take when they are cut once more, at the least.
+# Least share of the room, or of a text shorter than that, that parts may take when it is cut once more.
 _SMALLEST_PART = 0.4
 
 
@@ -31,7 +31,8 @@ class SampleSettings:
     """What samples a document gives.
 
     block_size: tokens of a row of the model; a sample has at most block_size + 1 tokens, its marks included.
-    samples_per_doc: question samples of a document (0 = each part once in each form; further ones are of other parts).
+    samples_per_doc: question samples of a document (0 = each part once in each form). Beyond its parts a document is
+        cut once more, elsewhere, unless allow_long keeps it whole.
     closed_share: the part of them that is closed-book, 0-1 (0.5 with samples_per_doc 0: every part in both forms).
     summaries: also the form [DOC] title and content [SUMMARY], once for each part.
     min_tokens: a document of fewer tokens gives no sample.
@@ -57,6 +58,7 @@ class SampleSettings:
 
 
 Count = Callable[[str], int]
+_Asked = Literal["closed", "open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +107,27 @@ class _Maker:
             for part in self._cut(windows, "open"):
                 yield from self._summary_sample(part)
 
-    def _cut(self, windows: list[_Part], kind: Kind, turn: int = 0) -> list[_Part]:
+    def _cut(self, windows: list[_Part], kind: _Asked, turn: int = 0) -> list[_Part]:
         """The parts that samples of a kind are made of, the first time (0) or a later one.
 
-        The first time they are as large as fits. Later they are smaller by a draw, so that they begin and end elsewhere
-        and their answers have other sentences: the same answers once more would only be learned by heart.
+        The first time they are as large as fits. Later they are smaller by a draw, so that most begin or end elsewhere
+        and answers have other sentences: the same answers once more would only be learned by heart. The whole is asked
+        about without the document each time.
         """
         room = self._limit - _MARKS - _ESTIMATED_QUESTION - self._cost("\n".join(s.HEADS))
         if kind == "open":
             # An answer repeats what its document says, so document and answer share the room evenly.
             room = (room - (self._cost(self._document.title) if self._document.title else 0)) // 2
-        share = 1.0 if self._settings.allow_long else 1 - (1 - _SMALLEST_PART) * self._draw(turn)
+        share = 1.0 if self._settings.allow_long or not turn else 1 - (1 - _SMALLEST_PART) * self._draw(turn)
         made: list[_Part] = []
         for window in windows:
-            size = self._size(window, range(len(window.units)))
-            parts = self._parts(window, int(min(room, size) * share) if turn else room, room)
+            size = self._size(window, [i for i, unit in enumerate(window.units) if self._cost(unit.text) <= room])
+            parts = self._parts(window, int(min(room, size) * share), room)
             made += [window, *parts] if kind == "closed" and len(parts) > 1 else parts
         return made
 
     def _draw(self, turn: int) -> float:
-        """A number from 0 to 1 keyed by the seed, the document and `turn`; the same on every machine."""
+        """A number from 0 to below 1, keyed by the seed, the document and `turn`; the same on every machine."""
         key = f"{self._settings.seed}\0{self._document.text}" + (f"\0{turn}" if turn else "")
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
 
@@ -145,11 +148,11 @@ class _Maker:
     def _parts(self, window: _Part, room: int, fits: int) -> list[_Part]:
         """The window in parts of at most `room` tokens: contacts stay with their place, headings with what follows.
 
-        A unit longer than that is a part of its own, one longer than `fits` is left out.
+        What belongs together and is longer is a part of its own; a unit longer than `fits` is left out.
         """
         parts: list[list[int]] = [[]]
         size = 0
-        for bunch in self._bunches(window, room, fits):
+        for bunch in self._bunches(window, fits):
             cost = self._size(window, bunch)
             if parts[-1] and size + cost > room:
                 parts.append([])
@@ -179,8 +182,8 @@ class _Maker:
             size += cost
         return indices, []
 
-    def _bunches(self, window: _Part, room: int, fits: int) -> Iterator[list[int]]:
-        """Indices that belong together, as far as `room` allows: a heading and the next, contacts and the one before.
+    def _bunches(self, window: _Part, fits: int) -> Iterator[list[int]]:
+        """Indices that belong together, as far as `fits` allows: a heading and the next, contacts and the one before.
 
         A unit longer than `fits` is left out.
         """
@@ -192,7 +195,7 @@ class _Maker:
                 continue
             before = window.units[bunch[-1]] if bunch else None
             together = before is not None and (before.role == "heading" or unit.role == "contact")
-            if bunch and (not together or size + cost > room):
+            if bunch and (not together or size + cost > fits):
                 yield bunch
                 bunch, size = [], 0
             bunch.append(i)
@@ -201,17 +204,18 @@ class _Maker:
             yield bunch
 
     def _question_samples(self, windows: list[_Part]) -> Iterator[Sample]:
-        kinds: tuple[Kind, ...] = ("closed", "open")
+        kinds: tuple[_Asked, ...] = ("closed", "open")
         first = {kind: self._cut(windows, kind) for kind in kinds}
         numbers = self._numbers_of(len(first["open"]), len(first["closed"]))
         asked: dict[tuple[Unit, ...], int] = {}
         for kind in kinds:
             if not first[kind]:
                 continue
-            cuts = ((turn, self._cut(windows, kind, turn)) for turn in itertools.count())
+            cuts = ((turn, self._cut(windows, kind, turn) if turn else first[kind]) for turn in itertools.count())
             parts = ((turn, part) for turn, cut in cuts for part in cut)
             for turn, part in itertools.islice(parts, numbers[kind]):
-                use = asked.get(part.units, turn)
+                # Parts that begin alike share one order of questions, of which each turn takes the next.
+                use = max(asked.get(part.units, 0), turn)
                 asked[part.units] = use + 1
                 yield from self._question_sample(kind, part, use)
 
@@ -230,7 +234,7 @@ class _Maker:
         n_closed = int(total * share + self._draw(0))
         return {"open": total - n_closed, "closed": n_closed}
 
-    def _question_sample(self, kind: Kind, part: _Part, use: int) -> Iterator[Sample]:
+    def _question_sample(self, kind: _Asked, part: _Part, use: int) -> Iterator[Sample]:
         topic = self._topic(part)
         if topic is None:
             return
