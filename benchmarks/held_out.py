@@ -85,7 +85,8 @@ def main() -> None:
                 texts = [one.pop("samples").read_bytes() for one in found]
                 for one in found:
                     rows.append({"recipe": name, "seed": seed, **one, "same_texts": texts[0] == texts[1]})
-                    figures = ", ".join(f"{figure} {one[figure]:.3g}" for figure in FIGURES)
+                    told = {figure: one[figure] for figure in FIGURES if one[figure] is not None}
+                    figures = ", ".join(f"{figure} {value:.3g}" for figure, value in told.items())
                     print(f"{name} {seed}, {one['backend']}, {form}: {figures}", flush=True)
                 print(f"the same texts in both engines: {texts[0] == texts[1]}", flush=True)
     result = {"machine": platform.platform(), "rows": rows}
