@@ -13,9 +13,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt setup.sh
 demo: setup
 	$(BIN)/twingpt demo --out $(or $(OUT),demo)
 
-# Two frameworks share the cores of one test process: threads that wait must not spin.
+# Two frameworks and two test processes share the cores: threads that wait must not spin.
 test: setup lint
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
