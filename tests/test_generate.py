@@ -9,7 +9,7 @@ from twingpt.core.backend import BACKENDS, Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
-from twingpt.data.contacts import ContactStore, standardise
+from twingpt.data.contacts import ContactStore, standardise, verify_numbers
 from twingpt.data.tokenizer import Tokenizer
 from twingpt.generation.text import question_prompt, stop_tokens, stream_text, stream_tokens, text_prompt, with_contacts
 
@@ -82,3 +82,20 @@ def test_numbers_that_nobody_gave_are_marked_or_taken_out(tmp_path: Path) -> Non
         assert "0142" not in filled
     with pytest.raises(TwinGPTError, match=r"--fill-contacts needs the contacts\.sqlite"):
         with_contacts(answer, [], None, fill_in=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "긴급 TEL: +63 917 555 9111111111",
+        "1111111KAKAO: +63 917 555 1111111 -01",
+        "3(KAKAO: 0147911 01470147전화 ",
+        "8555 전화 +63 917 555 3(1111111 8555(02) ",
+    ],
+)
+def test_digits_that_run_on_behind_an_invented_number_go_too(answer: str, tmp_path: Path) -> None:
+    """Once it is gone, what is left of them is a number of its own."""
+    with ContactStore.create(tmp_path / "contacts.sqlite", []) as store:
+        filled = with_contacts(answer, [], store, fill_in=True)
+        assert "(확인 필요)" in filled
+        assert not verify_numbers(filled, [], store)
