@@ -183,6 +183,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_without_it(
     train(backend_name, tmp_path, 1, "--resume", "--steps", str(step + 4), "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
     options = [*OPTIONS, "--steps", "100000", "--rank-timeout", "10"]
     with ranks(backend_name, tmp_path, 2, "--data", str(plain_data), *options) as processes:
@@ -287,6 +288,7 @@ def test_hosts_become_the_launchers_own_lines(monkeypatch: pytest.MonkeyPatch) -
         launch_hosts(["198.51.100.1", "198.51.100.2"], "mlx", arguments)
 
 
+@pytest.mark.slow
 def test_the_engines_launchers_start_the_ranks(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
     options = ["--data", str(plain_data), *OPTIONS, "--steps", "2", "--hosts", "localhost,localhost"]
     command = [sys.executable, "-m", "twingpt", "train", "--backend", backend_name, "--out", str(tmp_path / "run")]
