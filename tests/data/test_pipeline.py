@@ -211,11 +211,13 @@ def test_killed_at_random_moments(tmp_path: Path, korean_text: Text, settings: P
 def test_ctrl_c_exits_130_and_leaves_nothing_half_written(tmp_path: Path, korean_text: Text) -> None:
     raw = _raw(tmp_path, korean_text(9000))
     command = [sys.executable, "-m", "twingpt", "prepare", str(raw), "--template", "plain", "--workers", "2"]
-    for delay in (1.5, 2.5):
+    for delay in (0.1, 1.0):
         out = tmp_path / f"data{delay}"
         process = subprocess.Popen(
             [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
+        while not (out / STATE_FOLDER).exists() and process.poll() is None:
+            time.sleep(0.01)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
