@@ -102,9 +102,10 @@ class _Maker:
         for window in windows:
             for noun, weight in _noun_weights(window.units, window.scores).items():
                 self._noun_weights[noun] = self._noun_weights.get(noun, 0.0) + weight
-        yield from self._question_samples(windows)
+        opened, closed = self._cut(windows, "open"), self._cut(windows, "closed")
+        yield from self._question_samples(windows, opened, closed)
         if self._settings.summaries:
-            for part in self._cut(windows, "open"):
+            for part in opened:
                 yield from self._summary_sample(part)
 
     def _cut(self, windows: list[_Part], kind: _Asked, turn: int = 0) -> list[_Part]:
@@ -203,12 +204,12 @@ class _Maker:
         if bunch:
             yield bunch
 
-    def _question_samples(self, windows: list[_Part]) -> Iterator[Sample]:
-        kinds: tuple[_Asked, ...] = ("closed", "open")
-        first = {kind: self._cut(windows, kind) for kind in kinds}
-        numbers = self._numbers_of(len(first["open"]), len(first["closed"]))
+    def _question_samples(self, windows: list[_Part], opened: list[_Part], closed: list[_Part]) -> Iterator[Sample]:
+        """opened, closed: the windows cut the first time."""
+        first: dict[_Asked, list[_Part]] = {"closed": closed, "open": opened}
+        numbers = self._numbers_of(len(opened), len(closed))
         asked: dict[tuple[Unit, ...], int] = {}
-        for kind in kinds:
+        for kind in first:
             if not first[kind]:
                 continue
             cuts = ((turn, self._cut(windows, kind, turn) if turn else first[kind]) for turn in itertools.count())

@@ -178,13 +178,13 @@ def with_contacts(
             text = with_contact_section(text, known)
         if store is not None:
             text = fill(text, store)
+    # Digits that ran on behind a number that is taken out are a number of their own then: until none is left.
     while spans := verify_numbers(text, sources, store):
         for span in reversed(spans):
             replacement = UNRESOLVED if fill_in else span.text + UNVERIFIED
             text = text[: span.start] + replacement + text[span.end :]
         if not fill_in:
             break
-        # Digits that ran on behind a number are a number of their own once it is gone.
     return text
 
 
