@@ -12,9 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 from twingpt.commands import data as cli_data
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.errors import TwinGPTError
 
-COMMANDS = ["clean", "tokenizer", "samples", "pack", "merge", "inspect"]
+COMMANDS = ["clean", "tokenizer", "samples", "pack", "inspect"]
 
 
 @pytest.fixture
@@ -59,37 +59,6 @@ def test_the_stages_one_by_one_make_what_prepare_makes(raw: Path, tmp_path: Path
     shown = _run("data", "inspect", str(data))
     assert "everyday Hangul syllables" in shown and "[BOS][QUESTION]" in shown
     assert json.loads(_run("data", "inspect", str(data), "--json"))["vocab_size"] == 600
-
-
-def test_two_machines_make_what_one_makes(raw: Path, tmp_path: Path) -> None:
-    at_once, data = tmp_path / "once", tmp_path / "data"
-    options = ["--vocab-size", "600", "--seed", "3"]
-    _run("prepare", str(raw), "--out", str(at_once), *options)
-    clean, samples = ([str(tmp_path / f"{stage}{k}") for k in (1, 2)] for stage in ("clean", "samples"))
-    for k, folder in enumerate(clean, 1):
-        shown = _run("data", "clean", str(raw), "--shard", f"{k}/2", "--out", folder)
-        assert f"share {k}/2 of clean" in shown and "data merge" in shown
-    assert "data tokenizer" in _run("data", "merge", *clean, "--out", str(data))
-    _run("data", "tokenizer", str(data), *options)
-    for k, folder in enumerate(samples, 1):
-        made = json.loads(
-            _run("data", "samples", str(data), "--shard", f"{k}/2", "--out", folder, "--seed", "3", "--json")
-        )
-        assert made["shard"] == f"{k}/2" and not made["reused"]
-    merged = json.loads(_run("data", "merge", *samples[::-1], "--out", str(data), "--json"))
-    assert (merged["stage"], merged["shares"]) == ("samples", 2)
-    finished = json.loads(_run("prepare", str(raw), "--out", str(data), *options, "--json"))
-    assert finished["reused"] == {"clean": True, "tokenizer": True, "samples": True, "pack": False}
-    for path in at_once.iterdir():
-        assert not path.is_file() or path.read_bytes() == (data / path.name).read_bytes(), path.name
-
-
-def test_shard_and_out_of_samples_belong_together(tmp_path: Path) -> None:
-    for options in (["--shard", "1/2"], ["--out", str(tmp_path / "share")]):
-        with pytest.raises(UsageError, match="give both, or neither"):
-            _run("data", "samples", str(tmp_path), *options)
-    with pytest.raises(UsageError, match="--shard 3/2 cannot be meant"):
-        _run("data", "clean", "raw.txt", "--out", str(tmp_path / "share"), "--shard", "3/2")
 
 
 def test_errors_reach_the_command_line_as_they_are(tmp_path: Path) -> None:

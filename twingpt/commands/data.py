@@ -3,18 +3,15 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from twingpt.core.errors import UsageError
-
 if TYPE_CHECKING:
     from twingpt.data.inspect import Inspection
     from twingpt.data.pipeline import Prepared, PrepareSettings, StageName, Watcher
-    from twingpt.data.stages import StageResult
 
 app = typer.Typer(
     help="The stages of `prepare`, one by one, and a look at what they made.",
@@ -78,15 +75,6 @@ MaxUndecodable = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes; the result is the same for any.", min=1, show_default="all cores")
 ]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        help="Do only the second of three shares (2/3), on one of three machines; `data merge` puts them together.",
-        metavar="K/N",
-        show_default=False,
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, for a program.")]
 
 
@@ -135,22 +123,10 @@ def clean_command(
     encoding: Encoding = None,
     max_undecodable: MaxUndecodable = 0.01,
     workers: Workers = None,
-    shard: Shard = None,
     json: Json = False,
 ) -> None:
-    """Stage 1: read, repair and clean the text into DATA/cleaned.txt and DATA/contacts.sqlite.
-
-    With --shard, into a folder of its own for `data merge`; give every machine the same RAW and the same options.
-    """
-    settings = _settings(locals())
-    if shard is None:
-        _run(raw, out, settings, ("clean",), workers, json)
-        return
-    from twingpt.data.shares import Shard as Share
-    from twingpt.data.sharing import clean_share
-
-    share = Share.parse(shard)
-    _run_share(lambda watcher: clean_share(raw, out, settings, share, workers=workers, watcher=watcher), out, json)
+    """Stage 1: read, repair and clean the text into DATA/cleaned.txt and DATA/contacts.sqlite."""
+    _run(raw, out, _settings(locals()), ("clean",), workers, json)
 
 
 @app.command("tokenizer")
@@ -178,29 +154,10 @@ def samples_command(
     allow_long: AllowLong = False,
     seed: Seed = 0,
     workers: Workers = None,
-    shard: Shard = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the share, with --shard.", metavar="SHARE")
-    ] = None,
     json: Json = False,
 ) -> None:
-    """Stage 3 (template qa): make questions and answers from the documents into DATA/samples.jsonl.
-
-    With --shard, into a folder of its own (--out) for `data merge`; give every machine the same DATA and options.
-    """
-    settings = _settings(locals())
-    if (shard is None) != (out is None):
-        raise UsageError("--shard and --out belong together: give both, or neither")
-    if shard is None or out is None:
-        _run([], data, settings, ("samples",), workers, json)
-        return
-    from twingpt.data.shares import Shard as Share
-    from twingpt.data.sharing import samples_share
-
-    share, folder = Share.parse(shard), out
-    _run_share(
-        lambda watcher: samples_share(data, folder, settings, share, workers=workers, watcher=watcher), out, json
-    )
+    """Stage 3 (template qa): make questions and answers from the documents into DATA/samples.jsonl."""
+    _run([], data, _settings(locals()), ("samples",), workers, json)
 
 
 @app.command("pack")
@@ -216,32 +173,6 @@ def pack_command(
 ) -> None:
     """Stage 4: encode into DATA/train.bin and DATA/val.bin, with DATA/manifest.json."""
     _run([], data, _settings(locals()), ("pack",), 1, json)
-
-
-@app.command("merge")
-def merge_command(
-    shares: Annotated[
-        list[Path],
-        typer.Argument(help="The folders that were written with --shard, in any order.", metavar="SHARE..."),
-    ],
-    out: Out,
-    json: Json = False,
-) -> None:
-    """Put the shares of `data clean` or `data samples` together in DATA, as if one machine had done that stage.
-
-    Shares that do not fit together are refused by name. The stages after it go on as always.
-    """
-    from twingpt.data.sharing import merge
-
-    watcher = _progress_bars()
-    with _interruptible(), watcher:
-        stage, result = merge(shares, out, watcher=watcher)
-    if json:
-        _print_json({"stage": stage, "shares": len(shares), "seconds": result.seconds, "reused": result.reused})
-    else:
-        following = "tokenizer" if stage == "clean" else "pack"
-        typer.echo(f"{out}: {stage} of {len(shares)} shares, {result.seconds:.1f} s{' (kept)' * result.reused}")
-        typer.echo(f"go on with `twingpt data {following} {out}`, or the same `twingpt prepare` as on one machine")
 
 
 @app.command("inspect")
@@ -285,18 +216,6 @@ def _run(
         _print_json({**prepared.report, "seconds": prepared.seconds, "reused": prepared.reused})
     else:
         _show_summary(prepared, out)
-
-
-def _run_share(make: "Callable[[Watcher], StageResult]", out: Path, as_json: bool) -> None:
-    watcher = _progress_bars()
-    with _interruptible(), watcher:
-        result = make(watcher)
-    if as_json:
-        _print_json({**result.report, "seconds": result.seconds, "reused": result.reused})
-    else:
-        share = f"share {result.report['shard']} of {result.report['stage']}"
-        typer.echo(f"{out}: {share}, {result.seconds:.1f} s{' (kept)' * result.reused}")
-        typer.echo("when all shares are made: `twingpt data merge SHARE... --out DATA`")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from twingpt import __version__
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data import dedup, pack, reading
-from twingpt.data.changes import Changes
 from twingpt.data.corpus import Documents, seeded_order
 from twingpt.data.files import CLEANED_FILE, REPORT_FILE, SAMPLES_FILE, TOKENIZER_FILE
 from twingpt.data.manifest import Manifest
@@ -32,8 +31,8 @@ STAGES: tuple[StageName, ...] = ("clean", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
 VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 2, "pack": 1}
-# What decides the bytes of a stage that machines can share, by name in PrepareSettings.
-FIELDS: dict[StageName, tuple[str, ...]] = {
+# What decides the bytes of a stage, by name in PrepareSettings.
+_FIELDS: dict[StageName, tuple[str, ...]] = {
     "clean": ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
     "samples": (
         *("block_size", "val_fraction", "seed", "samples_per_doc", "max_samples", "closed_share", "summaries"),
@@ -120,22 +119,14 @@ def _report(
 
 
 class Job:
-    """scratch: a folder for temporary files, unless they may be put into the workspace."""
+    """One run of some stages in one workspace."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        settings: PrepareSettings,
-        workers: int,
-        watcher: Watcher,
-        scratch: Path | None = None,
-    ) -> None:
+    def __init__(self, workspace: Workspace, settings: PrepareSettings, workers: int, watcher: Watcher) -> None:
         self.workspace = workspace
         self.settings = settings
         self.workers = workers
         self.watcher = watcher
         self._out = workspace.folder
-        self._scratch = scratch or workspace.scratch
 
     def key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
         chosen = {name: getattr(self.settings, name) for name in fields}
@@ -153,28 +144,18 @@ class Job:
             files = [reading.fingerprint(source) for source in sources]
             size = sum(file.size for file in files)
 
-            def spool(folder: Path) -> Changes:
-                return write_spool(
-                    sources, size, folder, self.settings, workers=self.workers, advance=self.watcher.advance
-                )
+            key = self.key("clean", _FIELDS["clean"], raw=reading.fingerprint_of_all(files))
+
+            def make(folder: Path) -> Report:
+                with tempfile.TemporaryDirectory(dir=folder) as chunks:
+                    changes = write_spool(
+                        sources, size, Path(chunks), self.settings, workers=self.workers, advance=self.watcher.advance
+                    )
+                    names = [file.name for file in files]
+                    return write_cleaned(Path(chunks), folder, self.settings, changes, names, size)
 
             self.watcher.start("clean", size)
-            return self.put_cleaned(files, spool, needed=4 * size)
-
-    def put_cleaned(
-        self, files: Sequence[reading.Fingerprint], spool: Callable[[Path], Changes], *, needed: int
-    ) -> StageResult:
-        """The stage of the chunks that `spool` puts into a folder, returning what was changed in reading the files."""
-        key = self.key("clean", FIELDS["clean"], raw=reading.fingerprint_of_all(files))
-        size = sum(file.size for file in files)
-
-        def make(folder: Path) -> Report:
-            with tempfile.TemporaryDirectory(dir=folder) as chunks:
-                changes = spool(Path(chunks))
-                names = [file.name for file in files]
-                return write_cleaned(Path(chunks), folder, self.settings, changes, names, size)
-
-        return self.workspace.run("clean", key, make, needed=needed)
+            return self.workspace.run("clean", key, make, needed=4 * size)
 
     # -- tokenizer -----------------------------------------------------------------------------------------------
 
@@ -217,16 +198,20 @@ class Job:
     # -- samples -------------------------------------------------------------------------------------------------
 
     def run_samples(self) -> StageResult:
-        documents = self.sampled_documents()
+        """Raises TwinGPTError if DATA lacks what samples are made with."""
+        documents = Documents(self._out / CLEANED_FILE)
+        tokenizer_file = self._out / TOKENIZER_FILE
+        Tokenizer.load(tokenizer_file)
+        hashes = {"text": file_sha256(documents.path), "tokenizer": file_sha256(tokenizer_file)}
         size = int(documents.sizes().sum())
         self.watcher.start("samples", size)
         return self.workspace.run(
             "samples",
-            self.samples_key(),
+            self.key("samples", _FIELDS["samples"], **hashes),
             lambda folder: write_samples(
                 documents,
                 self.validation(documents),
-                self._out / TOKENIZER_FILE,
+                tokenizer_file,
                 folder,
                 self.settings,
                 workers=self.workers,
@@ -235,21 +220,13 @@ class Job:
             needed=8 * size,
         )
 
-    def sampled_documents(self) -> Documents:
-        """Raises TwinGPTError if DATA lacks what samples are made with."""
-        documents = Documents(self._out / CLEANED_FILE)
-        Tokenizer.load(self._out / TOKENIZER_FILE)
-        return documents
-
-    def samples_key(self) -> dict[str, Any]:
-        hashes = {"text": file_sha256(self._out / CLEANED_FILE), "tokenizer": file_sha256(self._out / TOKENIZER_FILE)}
-        return self.key("samples", FIELDS["samples"], **hashes)
-
     def validation(self, documents: Documents) -> npt.NDArray[np.bool_]:
         """bool [documents]: True for those that are held out."""
         found = (self.workspace.report("clean") or {}).get(TIED)
         tied = (
-            dedup.ties(documents, self._scratch) if found is None else np.asarray(found, dtype=np.int64).reshape(-1, 2)
+            dedup.ties(documents, self.workspace.scratch)
+            if found is None
+            else np.asarray(found, dtype=np.int64).reshape(-1, 2)
         )
         return dedup.split_validation(
             documents,

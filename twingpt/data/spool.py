@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self
 
-from twingpt.core.errors import TwinGPTError
 from twingpt.data.changes import Changes
 from twingpt.data.clean import CleanedChunk
 
@@ -19,12 +18,9 @@ if TYPE_CHECKING:
 # of its lines, its contacts.
 DOCUMENTS, SIZES, DIGESTS, SIGNATURES, LINES = "documents", "sizes", "digests", "signatures", "lines"
 CONTACTS = "contacts.jsonl"
-_OF_CHUNKS = (DOCUMENTS, SIZES, DIGESTS, SIGNATURES, LINES, CONTACTS)
-# What each chunk has in the other files, in bytes, and what was changed in it.
-CHUNKS = "chunks.jsonl"
-SPOOL_FILES = (*_OF_CHUNKS, CHUNKS)
-
-_COPIED = 4 << 20
+# What was changed in each chunk.
+CHANGES = "changes.jsonl"
+SPOOL_FILES = (DOCUMENTS, SIZES, DIGESTS, SIGNATURES, LINES, CONTACTS, CHANGES)
 
 
 class SpoolWriter:
@@ -42,11 +38,10 @@ class SpoolWriter:
             SIGNATURES: [chunk.signatures.astype("<u4").tobytes()],
             LINES: [chunk.lines.astype("<u8").tobytes()],
             CONTACTS: [_line(astuple(contact)) for contact in chunk.contacts],
+            CHANGES: [_line(chunk.changes.to_json())],
         }
         for name, pieces in contents.items():
             self._files[name].writelines(pieces)
-        sizes = {name: sum(map(len, pieces)) for name, pieces in contents.items()}
-        self._files[CHUNKS].write(_line({"bytes": sizes, "changes": chunk.changes.to_json()}))
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -66,9 +61,9 @@ def _line(value: object) -> bytes:
 
 def merge_changes(folder: Path, changes: Changes) -> None:
     """Add what was changed in the chunks of a spool."""
-    with (folder / CHUNKS).open("rb") as file:
+    with (folder / CHANGES).open("rb") as file:
         for line in file:
-            changes.merge(Changes.from_json(json.loads(line)["changes"]))
+            changes.merge(Changes.from_json(json.loads(line)))
 
 
 def read_contacts(folder: Path) -> "Iterator[Contact]":
@@ -77,41 +72,3 @@ def read_contacts(folder: Path) -> "Iterator[Contact]":
     with (folder / CONTACTS).open("rb") as file:
         for line in file:
             yield Contact(*json.loads(line))
-
-
-def interleave(folders: Sequence[Path], target: Path, advance: Callable[[int], None] = lambda size: None) -> None:
-    """One spool of several, a chunk of each in turn, as they were dealt out: the first chunk is the first folder's.
-
-    advance gets the bytes that were written.
-    """
-    with contextlib.ExitStack() as stack:
-
-        def opened(folder: Path, name: str, mode: str) -> IO[bytes]:
-            file: IO[bytes] = stack.enter_context((folder / name).open(mode))
-            return file
-
-        sources = [{name: opened(folder, name, "rb") for name in SPOOL_FILES} for folder in folders]
-        written = {name: opened(target, name, "wb") for name in SPOOL_FILES}
-        while True:
-            for source in sources:
-                line = source[CHUNKS].readline()
-                if not line:
-                    if any(other[CHUNKS].read(1) for other in sources):
-                        raise TwinGPTError(
-                            f"{folders[0]} and the others do not add up to the whole text: make the shares again"
-                        )
-                    return
-                written[CHUNKS].write(line)
-                for name, size in json.loads(line)["bytes"].items():
-                    copy(source[name], written[name], size)
-                    advance(size)
-
-
-def copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
-    """The next `size` bytes."""
-    while size > 0:
-        data = source.read(min(size, _COPIED))
-        if not data:
-            raise EOFError(f"{size} bytes are missing")
-        target.write(data)
-        size -= len(data)

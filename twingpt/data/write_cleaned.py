@@ -1,6 +1,5 @@
 """From raw files to cleaned.txt and contacts.sqlite: chunks are cleaned in parallel, then seen as a whole."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,14 +31,12 @@ def write_spool(
     folder: Path,
     settings: PrepareSettings,
     *,
-    share: tuple[int, int] = (0, 1),
     workers: int,
     advance: Callable[[int], None] = lambda size: None,
 ) -> Changes:
-    """Cleans chunks of the sources into a spool in the folder; returns what was changed in reading them.
+    """Cleans the sources into a spool in the folder; returns what was changed in reading them.
 
-    share (k, n): every n-th chunk from chunk k on. The sources are read as a whole all the same, since where a chunk
-    ends depends on the text before it. size: bytes of the sources on disk.
+    size: bytes of the sources on disk.
     Raises TwinGPTError for a source that cannot be read.
     """
     changes = Changes()
@@ -51,10 +48,9 @@ def write_spool(
             boilerplate=settings.boilerplate,
         )
     )
-    first, step = share
-    text = itertools.islice(clean.chunks(_pieces(sources, settings, changes, advance)), first, None, step)
+    text = clean.chunks(_pieces(sources, settings, changes, advance))
     with spool.SpoolWriter(folder) as writer:
-        for chunk in ordered_map(work, text, workers=workers_for(size // step, workers)):
+        for chunk in ordered_map(work, text, workers=workers_for(size, workers)):
             writer.add(chunk)
     return changes
 

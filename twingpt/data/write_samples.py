@@ -1,7 +1,6 @@
 """From cleaned.txt to samples.jsonl: documents become samples in parallel, and stand in the order of the text."""
 
 import contextlib
-import itertools
 import json
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -56,34 +55,17 @@ def write_samples(
 
     With max_samples, documents are drawn until there are enough: the rest is never looked at.
     """
-    made = _made(documents, validation, tokenizer, settings, (0, 1), workers)
+    made = _made(documents, validation, tokenizer, settings, workers)
     tally, target = Tally(), folder / SAMPLES_FILE
     with contextlib.closing(made):
         if settings.max_samples is None:
             _write_in_order(made, target, tally, advance)
         else:
             _write_drawn(made, settings.max_samples, target, tally, advance)
-    return samples_report(tally, documents, validation, target)
+    return _report(tally, documents, validation, target)
 
 
-def write_samples_share(
-    documents: Documents,
-    validation: npt.NDArray[np.bool_],
-    tokenizer: Path,
-    target: Path,
-    settings: PrepareSettings,
-    *,
-    share: tuple[int, int],
-    workers: int,
-    advance: Callable[[int], None] = lambda size: None,
-) -> tuple["Tally", list[int]]:
-    """Every n-th batch of documents from batch k on, share being (k, n): its samples, and the bytes of each batch."""
-    tally = Tally()
-    made = _made(documents, validation, tokenizer, settings, share, workers)
-    return tally, _write_in_order(made, target, tally, lambda size: advance(size * share[1]))
-
-
-def samples_report(tally: "Tally", documents: Documents, validation: npt.NDArray[np.bool_], samples: Path) -> Report:
+def _report(tally: "Tally", documents: Documents, validation: npt.NDArray[np.bool_], samples: Path) -> Report:
     """The report of the stage. Raises TwinGPTError if there is no sample."""
     if not tally.samples:
         raise TwinGPTError(
@@ -114,35 +96,26 @@ class Tally:
         for _, kind, _ in lines:
             self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
 
-    def merge(self, other: "Tally") -> None:
-        """Add what was made of other documents."""
-        self.samples += other.samples
-        self.documents_used += other.documents_used
-        for kind, number in other.by_kind.items():
-            self.by_kind[kind] = self.by_kind.get(kind, 0) + number
-
 
 _Line = tuple[int, str, bytes]  # document, kind, the line of samples.jsonl
 
 
-def _write_in_order(made: Iterator["_Batch"], target: Path, tally: Tally, advance: Callable[[int], None]) -> list[int]:
-    """All samples; the bytes of each batch."""
-    sizes: list[int] = []
+def _write_in_order(made: Iterator["_Batch"], target: Path, tally: Tally, advance: Callable[[int], None]) -> None:
+    """All samples."""
     with target.open("wb") as file:
         for batch in made:
             tally.add(batch.lines)
-            sizes.append(sum(file.write(line) for _, _, line in batch.lines))
+            file.writelines(line for _, _, line in batch.lines)
             advance(batch.size)
-    return sizes
 
 
 def _write_drawn(
     made: Iterator["_Batch"], limit: int, target: Path, tally: Tally, advance: Callable[[int], None]
 ) -> None:
     """The first `limit` samples, in the order of the text."""
-    spool = target.with_suffix(".spool")
-    where: list[tuple[int, int, int]] = []  # document, offset and length in the spool
-    with spool.open("wb") as file:
+    unsorted = target.with_suffix(".unsorted")
+    where: list[tuple[int, int, int]] = []  # document, offset and length in the unsorted file
+    with unsorted.open("wb") as file:
         for batch in made:
             lines = batch.lines[: limit - len(where)]
             tally.add(lines)
@@ -152,11 +125,11 @@ def _write_drawn(
             advance(batch.size)
             if len(where) == limit:
                 break
-    with spool.open("rb") as source, target.open("wb") as file:
+    with unsorted.open("rb") as source, target.open("wb") as file:
         for _, offset, length in sorted(where):
             source.seek(offset)
             file.write(source.read(length))
-    spool.unlink()
+    unsorted.unlink()
 
 
 @dataclass(frozen=True)
@@ -182,14 +155,12 @@ def _made(
     validation: npt.NDArray[np.bool_],
     tokenizer: Path,
     settings: PrepareSettings,
-    share: tuple[int, int],
     workers: int,
 ) -> Generator["_Batch", None, None]:
-    first, step = share
     return ordered_map(
         _make_batch,
-        itertools.islice(_batches(documents, validation, settings), first, None, step),
-        workers=workers_for(int(documents.sizes().sum()) // step, workers),
+        _batches(documents, validation, settings),
+        workers=workers_for(int(documents.sizes().sum()), workers),
         setup=_start,
         setup_args=(str(documents.path), str(tokenizer), settings),
     )
