@@ -23,9 +23,9 @@ from typing import Any
 
 from estimates import make_data
 
-from twingpt.doctor.machine import machine, versions
-from twingpt.train.log import SaveReport, StepReport
-from twingpt.train.session import TrainRequest, open_session
+from twingpt.checks.machine import machine, versions
+from twingpt.training.log import SaveReport, StepReport
+from twingpt.training.session import TrainRequest, open_session
 
 BACKENDS = ("mps", "mlx")
 BATCHES = (16, 4)

@@ -32,8 +32,8 @@ TOLERANCE = 0.25
 
 def make_data(folder: Path, vocabulary: int) -> None:
     """A DATA folder of made-up Korean: words of random syllables, some of them frequent."""
-    from twingpt.data.manifest import Manifest, Split
-    from twingpt.data.tokenizer import train_tokenizer
+    from twingpt.data.tokens.manifest import Manifest, Split
+    from twingpt.data.tokens.tokenizer import train_tokenizer
 
     generator = np.random.default_rng(0)
     syllables = [chr(0xAC00 + i) for i in generator.choice(11_172, 1500, replace=False)]
@@ -73,7 +73,7 @@ def measure(data: Path, run: Path, backend: str, device: str, size: str) -> dict
     import importlib
 
     from twingpt.core.memory import process_memory
-    from twingpt.train.session import TrainRequest, open_session
+    from twingpt.training.session import TrainRequest, open_session
 
     package = "torch_mps" if backend == "mps" else "mlx"
     importlib.import_module(f"twingpt.backends.{package}.backend")

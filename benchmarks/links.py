@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 def all_reduces(options: argparse.Namespace) -> list[Row]:
     """Every rate, engine and size: the median of some sums, in ms, and what the plan says."""
-    from twingpt.plan.cost import all_reduce_seconds
+    from twingpt.measure.cost import all_reduce_seconds
 
     rows = []
     for gbits in options.gbits:
@@ -126,9 +126,9 @@ def speed_of(run: Path) -> float:
 
 def compare(backend: Any, gbits: float, options: argparse.Namespace, raw: Row, speeds: dict[str, float]) -> Row:
     from twingpt.core.spec import GPTSpec
-    from twingpt.plan.cost import predict
-    from twingpt.plan.machine import from_speed
-    from twingpt.train.config import TrainConfig
+    from twingpt.measure.cost import predict
+    from twingpt.measure.speeds import from_speed
+    from twingpt.training.config import TrainConfig
 
     spec = GPTSpec(vocab_size=VOCABULARY, block_size=256, dropout=0.0, **MODELS[options.size])  # type: ignore[arg-type]
     config = TrainConfig(
@@ -152,7 +152,7 @@ def compare(backend: Any, gbits: float, options: argparse.Namespace, raw: Row, s
 
 def planned_link(gbits: float, delay: float, raw: Row) -> Any:
     """What tbf lets through; a cable that nothing slows down is as fast as it was measured."""
-    from twingpt.plan.links import own_link
+    from twingpt.measure.links import own_link
 
     return own_link(gbits * PAYLOAD if gbits else raw["gbits"], delay or raw["latency_ms"])
 

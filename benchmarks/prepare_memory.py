@@ -22,7 +22,7 @@ STAGES = {"plain": ("clean", "tokenizer", "pack"), "qa": ("clean", "tokenizer", 
 CHILD = """
 import json, resource, sys
 from pathlib import Path
-from twingpt.data.pipeline import PrepareSettings, prepare
+from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 raw, out, template, stage, vocab_size = sys.argv[1:]
 settings = PrepareSettings(template=template, vocab_size=int(vocab_size))
 report = prepare([raw], Path(out), settings, stages=[stage], workers=1).report

@@ -222,7 +222,7 @@ def documents(text: Path) -> Iterator[str]:
 
 
 def part_train(engine: Any, text: Path, vocab_size: int) -> dict[str, Any]:
-    from twingpt.data.tokenizer import train_tokenizer
+    from twingpt.data.tokens.tokenizer import train_tokenizer
 
     started = time.perf_counter()
     tokenizer = train_tokenizer(documents(text), vocab_size, engine=engine)
@@ -234,7 +234,7 @@ def part_train(engine: Any, text: Path, vocab_size: int) -> dict[str, Any]:
 def part_encode(engine: str, text: Path, vocab_size: int) -> dict[str, Any]:
     import hashlib
 
-    from twingpt.data.tokenizer import Tokenizer
+    from twingpt.data.tokens.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load("trained.json", fast=engine != "tokenizers")
     if tokenizer.engine != engine:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ranks import ranks
-from twingpt.train.log import read_metrics
+from twingpt.training.log import read_metrics
 from twingpt.weights.checkpoint import CheckpointStore
 
 ENGINES = ("mps", "mlx")

@@ -63,8 +63,8 @@ def train(folder: Path, name: str, seed: int, backend: str) -> Path:
 
 def seconds_per_update(folder: Path, names: list[str], backend: str, rounds: int) -> dict[str, list[float]]:
     """Of the recipes in turn, each in a fresh process, compilation and first update left out."""
-    from twingpt.train.config import make_config
-    from twingpt.train.probe import probe
+    from twingpt.training.config import make_config
+    from twingpt.training.probe import probe
 
     taken: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):

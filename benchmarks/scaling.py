@@ -50,12 +50,12 @@ def points() -> Iterator[tuple[str, int]]:
 
 def measure(backend: Any, device: Any, dropout: float) -> list[dict[str, Any]]:
     """Every point once, in this process."""
-    from twingpt.bench.products import matmul_speed, open_arrays
     from twingpt.core.backend import EngineConfig, create_backend
     from twingpt.core.init import initial_weights
     from twingpt.core.params import flops_per_token
     from twingpt.core.spec import GPTSpec
     from twingpt.core.state import MODEL
+    from twingpt.measure.products import matmul_speed, open_arrays
 
     arrays = open_arrays(backend, device, "float32")
     config = EngineConfig(device=device)
@@ -175,7 +175,7 @@ def main() -> None:
         return
     figures, picture = RESULTS / "scaling.json", RESULTS / "scaling.png"
     if not options.draw:
-        from twingpt.doctor.machine import machine, versions
+        from twingpt.checks.machine import machine, versions
 
         rounds: dict[str, list[list[dict[str, Any]]]] = {backend: [] for backend in options.backend}
         for number in range(options.rounds):

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from twingpt.doctor.machine import machine, versions
+from twingpt.checks.machine import machine, versions
 
 TRIVIAL = '''
 import typer

@@ -9,11 +9,11 @@ import pytest
 
 # Before any test imports MLX, which binds its BLAS for good.
 import twingpt.backends.mlx  # noqa: F401
+from twingpt.checks.parity import perturbed
 from twingpt.core.backend import BACKENDS, Backend, EngineConfig, create_backend
 from twingpt.core.spec import GPTSpec
-from twingpt.data.manifest import Manifest, Split
-from twingpt.data.tokenizer import Tokenizer, train_tokenizer
-from twingpt.parity import perturbed
+from twingpt.data.tokens.manifest import Manifest, Split
+from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 
 EXAMPLE = Path(__file__).parents[1] / "twingpt" / "examples" / "ph_life_ko.txt"
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twingpt.checks.parity import perturbed
 from twingpt.cli import main
 from twingpt.core.spec import GPTSpec
-from twingpt.parity import perturbed
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -210,7 +210,7 @@ def test_a_framework_that_is_not_installed_is_named(
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_done(
     cli: Cli, tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    from twingpt.train import trackers
+    from twingpt.training import trackers
 
     monkeypatch.setattr(trackers, "framework_installed", lambda module: module != name)
     result = cli("train", "--out", tmp_path / "run", "--data", plain_data, "--log", name)

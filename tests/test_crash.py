@@ -16,9 +16,9 @@ from twingpt.core.backend import State
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import expected_shapes
-from twingpt.train.config import RunConfig, TrainConfig
-from twingpt.train.lock import RunLock
-from twingpt.train.log import MetricsLog, read_metrics
+from twingpt.training.config import RunConfig, TrainConfig
+from twingpt.training.lock import RunLock
+from twingpt.training.log import MetricsLog, read_metrics
 from twingpt.weights import format as format_module
 from twingpt.weights.checkpoint import CheckpointStore, Progress, read_checkpoint
 from twingpt.weights.format import fsync
@@ -333,7 +333,7 @@ def test_no_room_for_a_line_of_metrics_is_one_line(small_disk: Path, plain_data:
     resume = small_run(small_disk / "run", plain_data, tmp_path)
     environment = {"FILLER": small_disk / "filler", "LEAVE": 0}
     program = TRAIN_AND_FILL.replace("main()\n", "").replace("CheckpointStore.retain = ", "CheckpointStore.steps_ = ")
-    program += "from twingpt.train.log import MetricsLog\nwrite = MetricsLog.write\n"
+    program += "from twingpt.training.log import MetricsLog\nwrite = MetricsLog.write\n"
     program += "def full(log, values):\n    retain_and_fill(CheckpointStore(log.path.parent), 0)\n"
     program += "    write(log, {**values, 'long': 'x' * 5000})\nMetricsLog.write = full\nmain()\n"
     assert_one_line(train(program, *resume, **environment), "metrics.jsonl cannot be written", "No space left")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.train.test_memory import FAILING_MLX, assert_same_run, started_small
+from tests.training.test_memory import FAILING_MLX, assert_same_run, started_small
 from twingpt import demo
 from twingpt.core.errors import StoppedError, TwinGPTError
-from twingpt.train.probe import ProbeResult
+from twingpt.training.probe import ProbeResult
 
 
 def options(data: Path) -> list[str]:

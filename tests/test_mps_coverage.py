@@ -18,11 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 from tests.mps_coverage import Gap, cpu_fallbacks, gaps, kernel_table
 from twingpt.backends.torch_mps import model as torch_model
 from twingpt.backends.torch_mps.backend import TorchBackend
+from twingpt.checks.parity import perturbed
 from twingpt.core.backend import Backend, EngineConfig, Precision
 from twingpt.core.presets import PRESETS
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import Activation, GPTSpec
-from twingpt.parity import perturbed
 
 BASE = GPTSpec(vocab_size=211, block_size=96, n_layer=1, n_head=2, n_embd=32, dropout=0.0)
 # Fields that say how much of something there is: other numbers run the same operations.

@@ -13,21 +13,30 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "twingpt"
 
-# A part of the house -> the parts that it may import. core <- data, weights, backends <- train, generate <- cli.
+# A part of the house -> the parts that it may import.
 ALLOWED = {
     "core": {"core"},
     "data": {"core", "data"},
     "weights": {"core", "weights"},
     "backends": {"core", "backends"},
-    "doctor": {"core", "backends", "parity", "doctor"},
     "generation": {"core", "data", "generation"},
-    "train": {"core", "data", "weights", "train", "generation", "doctor"},
-    "bench": {"core", "backends", "weights", "doctor", "train", "bench"},
-    "plan": {"core", "doctor", "train", "bench", "plan"},
-    "evaluate": {"core", "data", "generation", "evaluate"},
-    "convert": {"core", "data", "weights", "generation", "train", "convert"},
-    "report": {"core", "data", "weights", "doctor", "train", "bench", "report"},
-    "serve": {"core", "data", "weights", "train", "generation", "serve"},
+    "checks": {"core", "weights", "backends", "checks"},
+    "answers": {"core", "data", "generation", "answers"},
+    "training": {"core", "data", "weights", "generation", "checks", "training"},
+    "measure": {"core", "weights", "backends", "checks", "training", "measure"},
+    "interchange": {"core", "data", "weights", "generation", "training", "interchange"},
+    "report": {"core", "data", "weights", "checks", "training", "measure", "report"},
+    "serve": {"core", "data", "weights", "generation", "training", "serve"},
+}
+# The rooms of data -> the rooms that each may import.
+ALLOWED_IN_DATA = {
+    "files": set[str](),
+    "contacts": {"contacts"},
+    "text": {"contacts", "text"},
+    "tokens": {"files", "text", "tokens"},
+    "samples": {"contacts", "text", "tokens", "samples"},
+    "library": {"files", "contacts", "text", "tokens", "samples", "library"},
+    "prepare": {"files", "contacts", "text", "tokens", "samples", "library", "prepare"},
 }
 # Parts that are imported only where their extra is asked for.
 EXTRAS_OF = {"backends": ["torch", "mlx"], "serve": ["serve"], "report": ["report"]}
@@ -51,6 +60,10 @@ def _violations(path: Path, source: str) -> Iterator[str]:
             continue
         if source in ALLOWED and parts[1] not in ALLOWED[source]:
             yield f"{path.relative_to(PACKAGE)} imports {name}"
+        if source == "data" and parts[1] == "data":
+            room = path.relative_to(PACKAGE / "data").parts[0].removesuffix(".py")
+            if room != "__init__" and parts[2] not in ALLOWED_IN_DATA[room]:
+                yield f"{path.relative_to(PACKAGE)} imports {name}"
         if source == "backends" and parts[1] == "backends":
             mine = path.relative_to(PACKAGE / "backends").parts[0]
             if parts[2] != mine:
@@ -70,8 +83,27 @@ def test_a_wrong_import_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     path = tmp_path / "backends" / "mlx" / "model.py"
     path.parent.mkdir(parents=True)
-    path.write_text("from twingpt.backends.torch_mps import step\nfrom twingpt.train import log\n")
+    path.write_text("from twingpt.backends.torch_mps import step\nfrom twingpt.training import log\n")
     assert len(list(_violations(path, "backends"))) == 2
+    path = tmp_path / "data" / "contacts" / "forms.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("from twingpt.data.samples import make\nfrom twingpt.data.contacts.labels import KINDS\n")
+    assert list(_violations(path, "data")) == ["data/contacts/forms.py imports twingpt.data.samples"]
+
+
+def test_every_room_has_its_directions() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert rooms - {"commands", "examples"} == set(ALLOWED)
+    rooms = {path.stem for path in (PACKAGE / "data").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__init__", "__pycache__"} == set(ALLOWED_IN_DATA)
+
+
+def test_no_file_name_has_two_meanings() -> None:
+    """A command has the name of what it calls, and each engine has the same files; else a name stands once."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "commands"]
+    engines = [path.parent for path in paths if path.parent.parent.name == "backends"]
+    names = [path.name for path in paths if path.parent not in engines]
+    assert sorted({name for name in names if names.count(name) > 1} - {"__init__.py"}) == []
 
 
 def test_core_imports_only_numpy() -> None:
@@ -111,7 +143,7 @@ def test_what_is_imported_is_declared() -> None:
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0]
         assert _undeclared(path, EXTRAS_OF.get(part, [])) == set(), path
-    assert _undeclared(PACKAGE / "serve" / "run.py", []) == {"fastapi", "uvicorn"}
+    assert _undeclared(PACKAGE / "serve" / "server.py", []) == {"fastapi", "uvicorn"}
 
 
 def test_the_engines_are_mirrored() -> None:

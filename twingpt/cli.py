@@ -52,7 +52,7 @@ def parity(
     as_json: Json = False,
 ) -> None:
     """Hold the two engines against each other on this machine: names, logits, loss, gradients, one update, text."""
-    from twingpt.parity import print_ladder, run_ladder
+    from twingpt.checks.parity import print_ladder, run_ladder
 
     rungs = run_ladder(run, device)
     if as_json:
@@ -68,8 +68,8 @@ def doctor(device: Device = "auto", as_json: Json = False) -> None:
     """What is installed, what this chip can do, and whether what it computes is right."""
     from rich.console import Console
 
-    from twingpt.doctor.report import print_report
-    from twingpt.doctor.run import run_doctor
+    from twingpt.checks.doctor import run_doctor
+    from twingpt.checks.findings import print_report
 
     with Console(stderr=True).status("checking") as status:
         report = run_doctor(device, lambda text: status.update(f"checking {text}"))

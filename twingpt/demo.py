@@ -9,12 +9,12 @@ from twingpt.core.backend import DeviceChoice, EngineConfig, create_backend, ins
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.state import weights_only
-from twingpt.data.manifest import Manifest
-from twingpt.data.pipeline import PrepareSettings, prepare
-from twingpt.generation.text import load_tokenizer, question_prompt, stream_text
-from twingpt.train.config import RunConfig, make_config
-from twingpt.train.probe import probe
-from twingpt.train.restart import supervise
+from twingpt.data.prepare.pipeline import PrepareSettings, prepare
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.generation.writing import load_tokenizer, question_prompt, stream_text
+from twingpt.training.config import RunConfig, make_config
+from twingpt.training.probe import probe
+from twingpt.training.restart import supervise
 from twingpt.weights.checkpoint import load_checkpoint
 
 PRESET = "tiny"

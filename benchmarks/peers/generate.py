@@ -52,7 +52,7 @@ def ours(name: str, spec: GPTSpec, device: str, number: int) -> Generate:
     from twingpt.core.init import initial_weights
     from twingpt.core.sampling import Sampling, sample
     from twingpt.core.state import MODEL
-    from twingpt.generation.text import stream_tokens
+    from twingpt.generation.writing import stream_tokens
 
     backend = create_backend(name, spec, EngineConfig(device=device))  # type: ignore[arg-type]
     backend.load_state({MODEL + key: weight for key, weight in initial_weights(spec, 0).items()})

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from twingpt.checks.machine import machine, versions
 from twingpt.core.errors import UsageError
 from twingpt.core.presets import find_preset
 from twingpt.core.spec import GPTSpec
-from twingpt.doctor.machine import machine, versions
 
 RESULTS = Path(__file__).parents[1] / "results"
 VOCABULARY = 16_000

@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import make_engine
+from twingpt.checks.parity import perturbed
 from twingpt.core.backend import Backend, State
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
-from twingpt.parity import perturbed
 
 
 def windows(spec: GPTSpec, *shape: int, seed: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twingpt.data import clean
-from twingpt.data.changes import Changes
-from twingpt.data.clean import (
+from twingpt.data.text import clean
+from twingpt.data.text.changes import Changes
+from twingpt.data.text.clean import (
     CleanSettings,
     boilerplate_hashes,
     break_line,
@@ -25,7 +25,7 @@ from twingpt.data.clean import (
     split_documents,
     without_boilerplate,
 )
-from twingpt.data.corpus import Table
+from twingpt.data.text.corpus import Table
 
 NOTES = st.lists(
     st.sampled_from(

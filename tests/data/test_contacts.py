@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.contacts import Contact, ContactStore, fill, mask, standardise, verify_numbers
-from twingpt.data.contacts.store import UNRESOLVED
+from twingpt.data.contacts import Contact, mask, standardise
+from twingpt.data.library.contact_store import UNRESOLVED, ContactStore, fill
+from twingpt.data.library.verify import verify_numbers
 
 HERE = Path(__file__).parent
 EXAMPLE = Path(__file__).parents[2] / "twingpt" / "examples" / "ph_life_ko.txt"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twingpt.data import dedup
-from twingpt.data.corpus import Table
-from twingpt.data.dedup import digest, find_duplicates, near_pairs, normalised, signatures, similarity, ties
+from twingpt.data.text import dedup
+from twingpt.data.text.corpus import Table
+from twingpt.data.text.dedup import digest, find_duplicates, near_pairs, normalised, signatures, similarity, ties
 
 SENTENCE = "{}번 문서는 {} 지역의 {}에 대한 안내이며 방문할 때는 {}을 꼭 챙겨야 합니다. "
 PLACES = ["마닐라", "세부", "바기오", "다바오", "앙헬레스", "일로일로", "보홀", "클락"]

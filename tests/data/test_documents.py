@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twingpt.data import summary
-from twingpt.data.documents import Unit, is_title, merge_blocks, read_document
-from twingpt.data.korean import particle, pre_split, sentences
-from twingpt.data.questions import focused, noun_topic, pattern_texts, questions, title_topic
+from twingpt.data.samples import summary
+from twingpt.data.samples.questions import focused, noun_topic, pattern_texts, questions, title_topic
+from twingpt.data.text.documents import Unit, is_title, merge_blocks, read_document
+from twingpt.data.text.korean import particle, pre_split, sentences
 
 SENTENCES = [
     "여권을 잃어버리면 가까운 경찰서에서 신고서를 받으세요.",

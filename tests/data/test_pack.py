@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.corpus import Documents
-from twingpt.data.manifest import Manifest
-from twingpt.data.pack import best_fit, pack_documents, pack_samples, token_dtype
-from twingpt.data.template import Sample, sample_segments
-from twingpt.data.tokenizer import Tokenizer, train_tokenizer
+from twingpt.data.text.corpus import Documents
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.pack import best_fit, pack_documents, pack_samples, token_dtype
+from twingpt.data.tokens.template import Sample, sample_segments
+from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 
 ROW = 33
 

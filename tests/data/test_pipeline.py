@@ -18,15 +18,16 @@ import pytest
 
 from tests.data.killing import killed_at
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data import clean, parallel, pipeline, write_samples
-from twingpt.data.corpus import Documents
-from twingpt.data.inspect import inspect_data
-from twingpt.data.manifest import Manifest
-from twingpt.data.pack import read_samples
-from twingpt.data.pipeline import PrepareSettings, prepare
-from twingpt.data.stages import STATE_FOLDER, Workspace
-from twingpt.data.template import SPECIAL_TOKENS
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.prepare import parallel, pipeline, write_samples
+from twingpt.data.prepare.inspect import inspect_data
+from twingpt.data.prepare.pipeline import PrepareSettings, prepare
+from twingpt.data.prepare.stages import STATE_FOLDER, Workspace
+from twingpt.data.text import clean
+from twingpt.data.text.corpus import Documents
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.pack import read_samples
+from twingpt.data.tokens.template import SPECIAL_TOKENS
+from twingpt.data.tokens.tokenizer import Tokenizer
 
 PLAIN = PrepareSettings(template="plain", vocab_size=600, block_size=64)
 QA = PrepareSettings(template="qa", vocab_size=600, block_size=256)
@@ -152,7 +153,7 @@ def test_switching_templates_leaves_no_stale_file(raw: Path, tmp_path: Path) -> 
 
 
 _PREPARE = """
-from twingpt.data.pipeline import PrepareSettings, prepare
+from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 count_from_here()
 prepare([sys.argv[1]], Path(sys.argv[2]), PrepareSettings(template="plain", vocab_size=600, block_size=64))
 """

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data import reading
-from twingpt.data.changes import Changes
-from twingpt.data.reading import Source, find_sources, read_source, repair_mojibake
+from twingpt.data.text import reading
+from twingpt.data.text.changes import Changes
+from twingpt.data.text.reading import Source, find_sources, read_source, repair_mojibake
 
 TEXT = (
     "여권을 잃어버렸을 때\n먼저 경찰서에서 분실 신고서(Police Report)를 받습니다. 비용은 약 200페소입니다.\n"

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twingpt.core.errors import UsageError
-from twingpt.data import summary
 from twingpt.data.contacts import mask, standardise
-from twingpt.data.documents import Unit
-from twingpt.data.samples import SampleSettings, fixed_texts, make_samples
-from twingpt.data.template import Sample, sample_segments
-from twingpt.data.tokenizer import Tokenizer, train_tokenizer
+from twingpt.data.samples import summary
+from twingpt.data.samples.make import SampleSettings, fixed_texts, make_samples
+from twingpt.data.text.documents import Unit
+from twingpt.data.tokens.template import Sample, sample_segments
+from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "twingpt" / "examples" / "ph_life_ko.txt"
 CLOSING = ".!?~…\"'”’)^ㅠㅜㅎㅋ;"

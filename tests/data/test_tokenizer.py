@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data import tokenizer as tokenizer_module
-from twingpt.data.template import SPECIAL_TOKENS, Sample, Segment, prompt_segments, sample_segments
-from twingpt.data.tokenizer import Tokenizer, train_tokenizer
+from twingpt.data.tokens import tokenizer as tokenizer_module
+from twingpt.data.tokens.template import SPECIAL_TOKENS, Sample, Segment, prompt_segments, sample_segments
+from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [
     "여권 분실\n여권을 잃어버렸을 때는 먼저 경찰서에서 분실 신고서를 받습니다.\nTEL: +63 2 8555 0123",

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from twingpt.data.contacts import ContactStore, mask, standardise
+from twingpt.data.contacts import mask, standardise
+from twingpt.data.library.contact_store import ContactStore
 from twingpt.generation.answer_contacts import known_contacts
 
 DOCUMENTS = (

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twingpt.data import clean, corpus, dedup, spool, write_cleaned
-from twingpt.data.changes import Changes
-from twingpt.data.corpus import Documents
-from twingpt.data.settings import PrepareSettings
+from twingpt.data.prepare import spool, write_cleaned
+from twingpt.data.prepare.settings import PrepareSettings
+from twingpt.data.text import clean, corpus, dedup
+from twingpt.data.text.changes import Changes
+from twingpt.data.text.corpus import Documents
 
 PLAIN = PrepareSettings(template="plain", vocab_size=400, block_size=64)
 

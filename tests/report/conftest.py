@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from twingpt.checks.parity import perturbed
 from twingpt.core.spec import GPTSpec
-from twingpt.parity import perturbed
-from twingpt.train.config import RunConfig, TrainConfig
-from twingpt.train.record import SESSIONS_FILE
+from twingpt.training.config import RunConfig, TrainConfig
+from twingpt.training.record import SESSIONS_FILE
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 SPEC = GPTSpec(vocab_size=600, block_size=32, n_layer=2, n_head=2, n_embd=32)

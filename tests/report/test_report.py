@@ -16,13 +16,13 @@ from tests.serve.test_page import CHROMIUM, require_browser
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
-from twingpt.data.manifest import Manifest
+from twingpt.data.tokens.manifest import Manifest
 from twingpt.report.compare import compare_runs, write_comparison
 from twingpt.report.history import read_history
 from twingpt.report.plots import MAX_POINTS, smoothed, thin
-from twingpt.report.report import openings, write_report
+from twingpt.report.run_page import openings, write_report
 from twingpt.report.words import WORDS
-from twingpt.train.restart import RunningMark
+from twingpt.training.restart import RunningMark
 from twingpt.weights.targets import check
 
 pytest.importorskip("jinja2")
@@ -229,8 +229,8 @@ def test_the_targets_are_those_that_convert_takes(preset: str) -> None:
 
 
 def test_the_speed_of_a_chip_is_told_only_where_it_is_known(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twingpt.bench.chips import describe
-    from twingpt.report import report
+    from twingpt.measure.chips import describe
+    from twingpt.report import run_page as report
 
     monkeypatch.setattr(report, "this_chip", lambda: describe("Apple M4 Max", 40))
     run = make_run("run", LINES, sessions=[session(0, "mps", "mps", "Apple M4 Max")])

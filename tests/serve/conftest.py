@@ -12,15 +12,16 @@ pytest.importorskip("fastapi", reason="serve needs the extra: pip install 'twing
 
 from fastapi.testclient import TestClient
 
+from twingpt.checks.parity import perturbed
 from twingpt.core.spec import GPTSpec
-from twingpt.data.contacts import ContactStore, standardise
-from twingpt.data.tokenizer import Tokenizer
-from twingpt.parity import perturbed
+from twingpt.data.contacts import standardise
+from twingpt.data.library.contact_store import ContactStore
+from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.serve.app import create_app
-from twingpt.serve.run import bind, configured
 from twingpt.serve.security import Access, allowed_hosts
+from twingpt.serve.server import bind, configured
 from twingpt.serve.service import Limits, Service, open_service
-from twingpt.train.config import RunConfig, TrainConfig
+from twingpt.training.config import RunConfig, TrainConfig
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 METRICS = [

@@ -11,12 +11,12 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from tests.serve.conftest import save_checkpoint
+from twingpt.checks.parity import perturbed
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
-from twingpt.data.tokenizer import Tokenizer
-from twingpt.generation.text import question_prompt, stop_tokens, stream_text, text_prompt
-from twingpt.parity import perturbed
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.writing import question_prompt, stop_tokens, stream_text, text_prompt
 from twingpt.serve.service import Service
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 

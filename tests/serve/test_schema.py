@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.serve.conftest import make_run
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.tokens.tokenizer import Tokenizer
 
 schemathesis = pytest.importorskip("schemathesis", reason="pip install schemathesis")
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from twingpt.cli import app as cli
 from twingpt.core.errors import UsageError
-from twingpt.serve import run
+from twingpt.serve import server as run
 from twingpt.serve.app import create_app
 from twingpt.serve.security import HEADERS, Access, allowed_hosts
 from twingpt.serve.service import Limits, Service

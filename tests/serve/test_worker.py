@@ -13,7 +13,7 @@ from tests.conftest import make_engine
 from twingpt.core.backend import Backend
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.serve.worker import FairQueue, Finished, Job, QueueFullError, Update, Worker
 from twingpt.serve.writer import AnswerWriter, Piece
 

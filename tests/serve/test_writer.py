@@ -1,6 +1,6 @@
 import pytest
 
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.serve.writer import AnswerWriter
 
 TEXT = "여권을 잃어버렸을 때는 먼저 경찰서에 갑니다. 끝"

@@ -8,7 +8,7 @@ from twingpt.core.backend import State
 from twingpt.core.init import initial_weights
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 VOCAB, BLOCK = 600, 128

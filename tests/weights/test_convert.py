@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from tests.weights import seed_script
-from twingpt.convert.model import convert_model, read_model
+from twingpt.checks.parity import perturbed
 from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
-from twingpt.data.tokenizer import Tokenizer
-from twingpt.parity import perturbed
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.interchange.convert import convert_model, read_model
 from twingpt.weights.checkpoint import CheckpointStore, Progress, load_checkpoint
 from twingpt.weights.format import Tensors, save_tensors
 from twingpt.weights.gguf import gguf_tensors
@@ -319,7 +319,7 @@ def test_nothing_is_left_where_a_conversion_failed(tmp_path: Path, run: Path) ->
 def test_an_imported_model_is_not_resumed_with_another_tokenizer(
     tmp_path: Path, plain_data: Path, tokenizer: Tokenizer, spec: GPTSpec
 ) -> None:
-    from twingpt.train.session import TrainRequest, open_session
+    from twingpt.training.session import TrainRequest, open_session
 
     spec = dataclasses.replace(spec, vocab_size=tokenizer.vocab_size)
     CheckpointStore(tmp_path / "run").save(spec, perturbed(spec), Progress(step=1))

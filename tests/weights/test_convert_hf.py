@@ -15,13 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 from tests.test_cli_generate import run_cli
 from tests.weights.models import BLOCK, GPT2, LLAMA, QWEN3, SEED, VOCAB, loud_state, save_run
-from twingpt.convert.model import convert_model, read_model
 from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
-from twingpt.data.tokenizer import Tokenizer
-from twingpt.generation.text import load_tokenizer, question_prompt, text_prompt
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.writing import load_tokenizer, question_prompt, text_prompt
+from twingpt.interchange.convert import convert_model, read_model
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 60), dtype=np.int32)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from tests.conftest import EXAMPLE
 from tests.weights.models import BLOCK, FAMILIES, GPT2, LLAMA, QWEN3, SEED, VOCAB, save_run
-from twingpt.convert.model import convert_model
 from twingpt.core.backend import Backend, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
-from twingpt.data.tokenizer import Tokenizer
-from twingpt.generation.text import question_prompt, text_prompt
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.writing import question_prompt, text_prompt
+from twingpt.interchange.convert import convert_model
 
 pytest.importorskip("gguf", reason="the package gguf writes the file")
 

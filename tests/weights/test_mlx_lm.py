@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.weights.models import BLOCK, FAMILIES, GPT2, LLAMA, QWEN3, SEED, VOCAB, save_run
-from twingpt.convert.model import convert_model, read_model
 from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
-from twingpt.data.tokenizer import Tokenizer
-from twingpt.generation.text import question_prompt
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.writing import question_prompt
+from twingpt.interchange.convert import convert_model, read_model
 
 mlx_lm = pytest.importorskip("mlx_lm", reason="the package mlx-lm opens the folder")
 

@@ -13,8 +13,8 @@ from twingpt.core.presets import PRESETS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from twingpt.bench.tune import Candidate
-    from twingpt.train.config import RunConfig
+    from twingpt.measure.tune import Candidate
+    from twingpt.training.config import RunConfig
 
 Backends = Annotated[str, typer.Option("--backend", help="Engine: mps (PyTorch), mlx, or all that are installed.")]
 Precisions = Annotated[
@@ -60,8 +60,8 @@ def bench(
     """Measure each engine: training, memory, generation, and the share of what this chip can do at most."""
     from rich.console import Console
 
-    from twingpt.bench.report import check_can_draw, draw, print_result
-    from twingpt.bench.run import BenchRequest, append, chosen_backends, run_bench
+    from twingpt.measure.bench import BenchRequest, append, chosen_backends, run_bench
+    from twingpt.measure.bench_report import check_can_draw, draw, print_result
 
     if picture is not None:
         check_can_draw()
@@ -113,8 +113,8 @@ def tune(
 
     from rich.console import Console
 
-    from twingpt.bench.run import chosen_backends
-    from twingpt.bench.tune import TuneRequest, best_of, candidates, train_command, write_config
+    from twingpt.measure.bench import chosen_backends
+    from twingpt.measure.tune import TuneRequest, best_of, candidates, train_command, write_config
 
     if out.exists():
         raise UsageError(f"{out} exists: give another --out, or remove it")
@@ -153,7 +153,7 @@ def tune(
 def _config(
     preset: str, config_file: Path | None, run: Path | None, model: dict[str, Any], train: dict[str, Any]
 ) -> "RunConfig":
-    from twingpt.bench.run import load_config
+    from twingpt.measure.bench import load_config
 
     if run is not None and config_file is not None:
         raise UsageError("give either --run or --config")

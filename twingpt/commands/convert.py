@@ -41,7 +41,7 @@ def convert(
     ] = None,
 ) -> None:
     """Take a model to Hugging Face, mlx-lm, llama.cpp or Ollama, or bring one in."""
-    from twingpt.convert.model import convert_model
+    from twingpt.interchange.convert import convert_model
 
     notes = convert_model(source, target, to, tokenizer, dtype=dtype, approximate=approximate, expect=source_format)
     for note in notes:

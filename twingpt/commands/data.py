@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from twingpt.data.inspect import Inspection
-    from twingpt.data.pipeline import Prepared, PrepareSettings, StageName, Watcher
+    from twingpt.data.prepare.inspect import Inspection
+    from twingpt.data.prepare.pipeline import Prepared, PrepareSettings, StageName, Watcher
 
 app = typer.Typer(
     help="The stages of `prepare`, one by one, and a look at what they made.",
@@ -183,7 +183,7 @@ def inspect_command(
     json: Json = False,
 ) -> None:
     """Show samples, token counts, the longest tokens and the coverage of Hangul syllables."""
-    from twingpt.data.inspect import inspect_data
+    from twingpt.data.prepare.inspect import inspect_data
 
     inspection = inspect_data(data, samples=samples, tokens=tokens)
     if json:
@@ -193,7 +193,7 @@ def inspect_command(
 
 
 def _settings(options: dict[str, Any]) -> "PrepareSettings":
-    from twingpt.data.pipeline import PrepareSettings
+    from twingpt.data.prepare.pipeline import PrepareSettings
 
     names = {field.name for field in dataclasses.fields(PrepareSettings)}
     return PrepareSettings(**{name: value for name, value in options.items() if name in names})
@@ -207,7 +207,7 @@ def _run(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    from twingpt.data.pipeline import prepare as run
+    from twingpt.data.prepare.pipeline import prepare as run
 
     watcher = _progress_bars()
     with _interruptible(), watcher:
@@ -238,7 +238,7 @@ def _progress_bars() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from twingpt.data.pipeline import Watcher
+    from twingpt.data.prepare.pipeline import Watcher
 
     class Bars(Watcher):
         def __init__(self) -> None:
@@ -337,7 +337,7 @@ def _line(text: str) -> str:
 def _sample_text(sample: Any) -> str:
     if isinstance(sample, str):
         return sample
-    from twingpt.data.template import Sample, sample_segments
+    from twingpt.data.tokens.template import Sample, sample_segments
 
     return "".join(segment.text for segment in sample_segments(Sample(**sample)))
 

@@ -14,12 +14,12 @@ from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
 
 if TYPE_CHECKING:
+    from twingpt.answers.evaluation import Answered, AnswerSettings
     from twingpt.core.backend import Backend
     from twingpt.core.sampling import Sampling
-    from twingpt.data.contacts import ContactStore
-    from twingpt.data.tokenizer import Tokenizer
-    from twingpt.evaluate.answers import Answered, AnswerSettings
-    from twingpt.generation.text import Request
+    from twingpt.data.library.contact_store import ContactStore
+    from twingpt.data.tokens.tokenizer import Tokenizer
+    from twingpt.generation.writing import Request
     from twingpt.weights.checkpoint import Checkpoint
 
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
@@ -46,7 +46,7 @@ class _Asked:
         return [self.text] if self.doc is None else [self.text, self.doc]
 
     def ids(self, tokenizer: "Tokenizer", block_size: int) -> list[int]:
-        from twingpt.generation.text import question_prompt, text_prompt
+        from twingpt.generation.writing import question_prompt, text_prompt
 
         if self.is_question:
             return question_prompt(tokenizer, self.text, self.doc, block_size)
@@ -72,7 +72,7 @@ class _Writer:
         return not (self.fill or self.verify)
 
     def pieces(self, asked: _Asked) -> Iterator[str]:
-        from twingpt.generation.text import answer_form, stream_text
+        from twingpt.generation.writing import answer_form, stream_text
 
         request = self._request(asked)
         form = answer_form(self.tokenizer) if self.structured else None
@@ -83,7 +83,7 @@ class _Writer:
 
     def side_by_side(self, asked: Sequence[_Asked], slots: int) -> Iterator[dict[str, Any]]:
         """An answer a prompt, in the order of the prompts."""
-        from twingpt.generation.text import write_side_by_side
+        from twingpt.generation.writing import write_side_by_side
 
         done: dict[int, dict[str, Any]] = {}
         requests = [self._request(one) for one in asked]
@@ -99,13 +99,13 @@ class _Writer:
     def finished(self, asked: _Asked, text: str) -> str:
         if self.as_it_comes:
             return text
-        from twingpt.generation.text import with_contacts
+        from twingpt.generation.writing import with_contacts
 
         question = asked.text if asked.is_question else None
         return with_contacts(text, asked.sources, self.store, fill_in=self.fill, question=question, doc=asked.doc)
 
     def _request(self, asked: _Asked) -> "Request":
-        from twingpt.generation.text import Request
+        from twingpt.generation.writing import Request
 
         ids = asked.ids(self.tokenizer, self.engine.spec.block_size)
         return Request(ids, self.sampling, self.max_new_tokens, structured=self.structured)
@@ -142,7 +142,7 @@ def generate(
 ) -> None:
     """Write text from a trained model, as it comes; with either option on contacts, when it is complete."""
     from twingpt.core.sampling import Sampling
-    from twingpt.generation.text import load_tokenizer, open_contacts
+    from twingpt.generation.writing import load_tokenizer, open_contacts
     from twingpt.weights.checkpoint import load_checkpoint
 
     asked = _asked(prompt, question, prompts, questions, doc)
@@ -246,12 +246,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Loss, perplexity and bits per byte over the whole validation split, and answers about its documents."""
+    from twingpt.answers.evaluation import AnswerSettings, figures, write_answers
     from twingpt.core.sampling import Sampling
-    from twingpt.data.batches import Batches
-    from twingpt.data.manifest import Manifest
-    from twingpt.evaluate.answers import AnswerSettings, figures, write_answers
-    from twingpt.generation.text import load_tokenizer
-    from twingpt.train.evaluate import evaluate as evaluate_loss
+    from twingpt.data.tokens.batches import Batches
+    from twingpt.data.tokens.manifest import Manifest
+    from twingpt.generation.writing import load_tokenizer
+    from twingpt.training.validation import evaluate as evaluate_loss
     from twingpt.weights.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
@@ -307,8 +307,8 @@ def _answers(
     from rich.console import Console
     from rich.progress import Progress
 
-    from twingpt.evaluate.answers import answer_all, held_out_questions
-    from twingpt.generation.text import open_contacts
+    from twingpt.answers.evaluation import answer_all, held_out_questions
+    from twingpt.generation.writing import open_contacts
 
     samples = held_out_questions(data, number, seed) if number else []
     if not samples:

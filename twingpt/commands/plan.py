@@ -12,9 +12,9 @@ from twingpt.core.presets import PRESETS
 
 if TYPE_CHECKING:
     from twingpt.core.spec import GPTSpec
-    from twingpt.plan.cost import Machine
-    from twingpt.plan.links import Link
-    from twingpt.train.config import TrainConfig
+    from twingpt.measure.cost import Machine
+    from twingpt.measure.links import Link
+    from twingpt.training.config import TrainConfig
 
 
 def plan(
@@ -80,8 +80,8 @@ def plan(
     """Would more machines train this faster, and over which link? A calculation: nothing is sent anywhere."""
     from rich.console import Console
 
-    from twingpt.bench.run import load_config
-    from twingpt.plan.report import PlanRequest, plans, print_plans, to_dict
+    from twingpt.measure.bench import load_config
+    from twingpt.measure.plan_report import PlanRequest, plans, print_plans, to_dict
 
     if run is not None and config is not None:
         raise UsageError("give either RUN or --config")
@@ -117,7 +117,7 @@ def plan(
 
 
 def _links(names: list[str] | None, bandwidth: float | None, latency: float | None) -> "list[Link]":
-    from twingpt.plan.links import LINKS, find_link, own_link
+    from twingpt.measure.links import LINKS, find_link, own_link
 
     if bandwidth is None:
         if latency is not None:
@@ -136,8 +136,8 @@ def _machine(
     measure: bool,
     stage: Any,
 ) -> "Machine":
-    from twingpt.bench.chips import this_chip
-    from twingpt.plan.machine import from_chip, from_speed, measured_here, named_chip
+    from twingpt.measure.chips import this_chip
+    from twingpt.measure.speeds import from_chip, from_speed, measured_here, named_chip
 
     name, cores, share = chip_options["chip"], chip_options["gpu_cores"], chip_options["share"]
     if measure and (name or tokens_per_second):

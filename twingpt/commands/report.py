@@ -23,7 +23,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one page about a run: curves, data, model, machine, samples, and how to use it."""
-    from twingpt.report.report import write_report
+    from twingpt.report.run_page import write_report
 
     files = write_report(run, data, out)
     typer.echo(f"wrote {files[0]} and {len(files) - 1} pictures beside it")

@@ -49,8 +49,8 @@ def serve(
     from rich.console import Console
 
     from twingpt.serve.app import create_app
-    from twingpt.serve.run import bind, serve_forever
     from twingpt.serve.security import Access, allowed_hosts, is_loopback
+    from twingpt.serve.server import bind, serve_forever
 
     if api_key is not None and not api_key.strip():
         raise UsageError("--api-key is empty")

@@ -134,7 +134,7 @@ def train(
         launch_on(hosts, backend)
         return
     from twingpt.core.world import launched_for
-    from twingpt.train.trackers import check_trackers
+    from twingpt.training.trackers import check_trackers
 
     console = Console(stderr=as_json)
     one_of_several = launched_for() is not None
@@ -143,16 +143,16 @@ def train(
         # Several ranks end together, and their launcher is what starts them again.
         supervise = sys.platform == "darwin" and device != "cpu" and not one_of_several
     if supervise:
-        from twingpt.train.restart import supervise as train_in_a_child
+        from twingpt.training.restart import supervise as train_in_a_child
 
         raise typer.Exit(train_in_a_child(sys.argv[1:], out, console))
     if mps_fallback:
         allow_mps_fallback()
 
-    from twingpt.train.ranks import leave_at_once, leaving_at_once, restarted
-    from twingpt.train.restart import restart
-    from twingpt.train.run import run_shown
-    from twingpt.train.session import TrainRequest, open_session
+    from twingpt.training.foreground import run_shown
+    from twingpt.training.ranks import leave_at_once, leaving_at_once, restarted
+    from twingpt.training.restart import restart
+    from twingpt.training.session import TrainRequest, open_session
 
     settings = {
         "steps": steps,
@@ -197,7 +197,7 @@ def train(
             console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
             restart(out, error.micro_batch)
     if as_json and session.world.rank == 0:
-        from twingpt.train.log import read_metrics
+        from twingpt.training.log import read_metrics
 
         print_json({"run": out, "step": session.trainer.step, "metrics": read_metrics(out)[-2:]})
     if one_of_several:
@@ -206,7 +206,7 @@ def train(
 
 def launch_on(hosts: str, backend: str) -> None:
     """Start the ranks, which does not return, or print what to type on each host."""
-    from twingpt.train.launch import launch_hosts, start, without_hosts
+    from twingpt.training.launch import launch_hosts, start, without_hosts
 
     launch = launch_hosts([host.strip() for host in hosts.split(",")], backend, without_hosts(sys.argv[1:]))
     lines = start(launch)
@@ -221,6 +221,6 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 
 def allow_mps_fallback() -> None:
     """To be called before torch is imported, which reads it then, and only then."""
-    from twingpt.doctor.machine import FALLBACK
+    from twingpt.checks.machine import FALLBACK
 
     os.environ[FALLBACK] = "1"

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from twingpt.data.contacts.labels import PLACEHOLDER
-from twingpt.data.summary import ABSENT, CONTACTS_HEAD, contact_lines
+from twingpt.data.samples.summary import ABSENT, CONTACTS_HEAD, contact_lines
 from twingpt.generation.answer_form import SECTION_HEADS, split_sections
 
 if TYPE_CHECKING:
-    from twingpt.data.contacts import Contact, ContactStore
+    from twingpt.data.contacts import Contact
+    from twingpt.data.library.contact_store import ContactStore
 
 
 def known_contacts(question: str | None, doc: str | None, store: "ContactStore | None") -> "list[Contact] | None":
@@ -18,7 +19,8 @@ def known_contacts(question: str | None, doc: str | None, store: "ContactStore |
     """
     from dataclasses import replace
 
-    from twingpt.data.contacts import fill, standardise
+    from twingpt.data.contacts import standardise
+    from twingpt.data.library.contact_store import fill
 
     if doc is None:
         return (store.of_topic(question) or None) if store is not None and question is not None else None

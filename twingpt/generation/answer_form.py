@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.summary import (
+from twingpt.data.samples.summary import (
     ABSENT,
     BRING_HEAD,
     CAUTION_HEAD,
@@ -24,8 +24,8 @@ from twingpt.data.summary import (
     SUMMARY_HEAD,
     TODO_HEAD,
 )
-from twingpt.data.template import END_ANSWER, SPECIAL_TOKENS
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.tokens.template import END_ANSWER, SPECIAL_TOKENS
+from twingpt.data.tokens.tokenizer import Tokenizer
 
 SECTION_HEADS = (SUMMARY_HEAD, CHECKLIST_HEAD, CONTACTS_HEAD, DETAIL_HEAD)
 REQUIRED_HEADS = (SUMMARY_HEAD, CHECKLIST_HEAD)

@@ -13,12 +13,12 @@ import numpy as np
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import flops_per_token, parameter_count
-from twingpt.data.manifest import Manifest
-from twingpt.data.pipeline import load_report
-from twingpt.train.config import RunConfig
-from twingpt.train.log import METRICS_FILE, metric_lines
-from twingpt.train.record import SessionRecord, read_sessions
-from twingpt.train.restart import RunningMark
+from twingpt.data.prepare.pipeline import load_report
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.training.config import RunConfig
+from twingpt.training.log import METRICS_FILE, metric_lines
+from twingpt.training.record import SessionRecord, read_sessions
+from twingpt.training.restart import RunningMark
 from twingpt.weights.checkpoint import CheckpointStore, read_progress
 
 Status = Literal["finished", "running", "killed", "stopped"]

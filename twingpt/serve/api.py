@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.generation.text import Request as TextRequest
-from twingpt.generation.text import question_prompt, stop_tokens, text_prompt, with_contacts
-from twingpt.serve.answers import Shape, contact_spans, usage
+from twingpt.generation.writing import Request as TextRequest
+from twingpt.generation.writing import question_prompt, stop_tokens, text_prompt, with_contacts
+from twingpt.serve.responses import Shape, contact_spans, usage
 from twingpt.serve.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from twingpt.serve.security import error_body
 from twingpt.serve.service import Service, new_seed

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.manifest import Manifest
-from twingpt.train.config import RunConfig
-from twingpt.train.log import METRICS_FILE
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.training.config import RunConfig
+from twingpt.training.log import METRICS_FILE
 from twingpt.weights.checkpoint import CheckpointStore
 
 CHUNK_BYTES = 1 << 19

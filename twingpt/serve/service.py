@@ -14,11 +14,11 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import weights_only
-from twingpt.data.contacts import ContactStore
 from twingpt.data.files import CONTACTS_FILE
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.library.contact_store import ContactStore
+from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.answer_form import SECTION_HEADS, AnswerForm
-from twingpt.generation.text import load_tokenizer, open_contacts
+from twingpt.generation.writing import load_tokenizer, open_contacts
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker
 from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, find_checkpoint, read_checkpoint

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from twingpt.data.tokenizer import Tokenizer
+from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Logprobs
 
 

@@ -1,0 +1,113 @@
+"""The ladder's rungs 1-5 and 7 on the CPU, and that the ladder can tell a wrong engine."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from twingpt.checks import parity
+from twingpt.core.backend import Backend, create_backend
+from twingpt.core.spec import GPTSpec
+
+EXPRESSIBLE = {
+    "seed style",
+    "gpt2 style",
+    "no biases",
+    "llama style",
+    "llama style, tied, grouped",
+    "qwen3 style",
+    "qwen3 style, wide heads",
+    "squared ReLU",
+}
+"""Specs for which transformers has a model."""
+
+
+@pytest.mark.parametrize("label", parity.SPECS)
+def test_every_rung_holds(label: str) -> None:
+    spec = parity.SPECS[label]
+    rungs = list(parity.climb(label, spec, parity.perturbed(spec), "cpu"))
+    assert [rung for rung in rungs if not rung.passed] == []
+    assert {rung.number for rung in rungs} == {1, 2, 3, 4, 5, 7}
+    assert sum("Hugging Face" in rung.name for rung in rungs) == (2 if label in EXPRESSIBLE else 0)
+
+
+def test_large_logits_are_held_against_their_size() -> None:
+    """As those of a model that was trained for long; their rounding is above 1e-5."""
+    spec = parity.SPECS["qwen3 style"]
+    weights = parity.perturbed(spec)
+    weights["model/head.weight"] = weights["model/head.weight"] * np.float32(40)
+    rungs = [rung for rung in parity.climb("x", spec, weights, "cpu") if rung.number == 2]
+    assert len(rungs) == 2
+    assert all(rung.passed for rung in rungs)
+
+
+@pytest.fixture
+def rungs_with(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Climb with an MLX engine that was tampered with; returns the numbers of the rungs that fail."""
+
+    def climb(tamper: Any) -> set[int]:
+        create = create_backend
+
+        def tampered(name: str, *args: Any) -> Backend:
+            engine = create(name, *args)
+            if name == "mlx":
+                tamper(engine)
+            return engine
+
+        monkeypatch.setattr(parity, "create_backend", tampered)
+        spec = parity.SPECS["seed style"]
+        return {rung.number for rung in parity.climb("x", spec, parity.perturbed(spec), "cpu") if not rung.passed}
+
+    return climb
+
+
+def test_tanh_for_exact_gelu_is_noticed(rungs_with: Any) -> None:
+    def tamper(engine: Any) -> None:
+        for block in engine._model.blocks:
+            block.mlp.activation = "gelu_tanh"
+
+    assert rungs_with(tamper) >= {2, 4, 5}
+
+
+def test_another_norm_eps_is_noticed(rungs_with: Any) -> None:
+    def tamper(engine: Any) -> None:
+        engine._model.ln_f.eps = 1e-4
+
+    assert 2 in rungs_with(tamper)
+
+
+def test_a_missing_bias_correction_is_noticed(rungs_with: Any) -> None:
+    def tamper(engine: Any) -> None:
+        update = engine._update
+
+        def uncorrected(weights: Any, moments: Any, *rest: Any) -> Any:
+            m, v, count, *muon = moments
+            return update(weights, [m, v, count + 1000, *muon], *rest)
+
+        engine._update = uncorrected
+
+    assert rungs_with(tamper) == {5}
+
+
+def test_a_wrong_cache_position_is_noticed(rungs_with: Any) -> None:
+    def tamper(engine: Any) -> None:
+        decode = engine.decode
+
+        def shifted(cache: Any, slots: list[int], tokens: Any) -> Any:
+            logits = decode(cache, slots, tokens)
+            cache.lengths[0] -= len(cache.lengths) if cache.lengths[0] == 12 else 0
+            return logits
+
+        engine.decode = shifted
+
+    assert rungs_with(tamper) == {7}
+
+
+def test_uncounted_targets_count_nothing(engine: Backend, spec: GPTSpec) -> None:
+    inputs, targets = parity._batch(spec)
+    nats, tokens = engine.eval_step(inputs, targets)
+    assert tokens == int((targets >= 0).sum())
+    logits = engine.logits(inputs).astype(np.float64)
+    log_z = np.log(np.exp(logits).sum(axis=-1))
+    picked = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    assert nats == pytest.approx(((log_z - picked) * (targets >= 0)).sum(), rel=1e-6)

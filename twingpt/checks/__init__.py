@@ -1,0 +1,1 @@
+"""Do the engines compute the same, and does this machine compute right? What `parity` and `doctor` report."""

@@ -1,0 +1,358 @@
+"""`prepare`: clean, tokenizer, samples, pack, each stage kept and reused while what it depends on is unchanged."""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from twingpt import __version__
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.data.files import CLEANED_FILE, REPORT_FILE, SAMPLES_FILE, TOKENIZER_FILE
+from twingpt.data.prepare.parallel import default_workers
+from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
+from twingpt.data.prepare.stages import Report, StageResult, Workspace, file_sha256
+from twingpt.data.prepare.write_cleaned import TIED, write_cleaned, write_spool
+from twingpt.data.prepare.write_samples import SHOWN_SAMPLES, sample_settings, write_samples
+from twingpt.data.text import dedup, reading
+from twingpt.data.text.corpus import Documents, seeded_order
+from twingpt.data.tokens import pack
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
+
+StageName = Literal["clean", "tokenizer", "samples", "pack"]
+STAGES: tuple[StageName, ...] = ("clean", "tokenizer", "samples", "pack")
+
+# Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
+VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 2, "pack": 1}
+# What decides the bytes of a stage, by name in PrepareSettings.
+_FIELDS: dict[StageName, tuple[str, ...]] = {
+    "clean": ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
+    "samples": (
+        *("block_size", "val_fraction", "seed", "samples_per_doc", "max_samples", "closed_share", "summaries"),
+        *("allow_long", "template"),
+    ),
+}
+# Validation text that fills some windows, in UTF-8 bytes a token of block_size.
+_VALIDATION_BYTES_A_TOKEN = 8
+
+
+class Watcher:
+    """Hears how far a stage is. This one says nothing; `commands.data` shows a progress bar."""
+
+    def start(self, stage: str, total: int) -> None:
+        """A stage begins that has `total` bytes to go through."""
+
+    def advance(self, size: int) -> None: ...
+
+    def finish(self, result: StageResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """report is what report.json holds; seconds and reused are by stage, of this run."""
+
+    report: Report
+    seconds: dict[str, float]
+    reused: dict[str, bool]
+
+
+def prepare(
+    inputs: Sequence[str],
+    out: Path,
+    settings: PrepareSettings,
+    *,
+    stages: Sequence[StageName] = STAGES,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+) -> Prepared:
+    """Run the stages in DATA = out; inputs are files, folders or "-", and are used by "clean" alone.
+
+    The same inputs and settings give the same bytes for any number of workers. A stage that is not asked for is taken
+    as it stands in DATA. Raises TwinGPTError for everything that is wrong with the text, the settings or the disk; what
+    is left in DATA then are finished stages.
+    """
+    if settings.template == "qa":
+        sample_settings(settings)  # a setting that no sample can have is refused before the work begins
+    job = Job(Workspace(out), settings, workers or default_workers(), watcher or Watcher())
+    makers: dict[StageName, Callable[[], StageResult]] = {
+        "clean": lambda: job.run_clean(inputs),
+        "tokenizer": job.run_tokenizer,
+        "samples": job.run_samples,
+        "pack": job.run_pack,
+    }
+    with job.workspace.locked():
+        results: dict[StageName, StageResult] = {}
+        for name in STAGES:
+            if name in stages and not (name == "samples" and settings.template == "plain"):
+                results[name] = makers[name]()
+                job.watcher.finish(results[name])
+        report = _report(
+            job, inputs, settings, STAGES[: STAGES.index(max(results, key=STAGES.index, default="clean")) + 1]
+        )
+        if "pack" in results:
+            job.workspace.write_text(REPORT_FILE, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    return Prepared(
+        report,
+        {name: result.seconds for name, result in results.items()},
+        {name: result.reused for name, result in results.items()},
+    )
+
+
+def _report(
+    job: "Job", inputs: Sequence[str], settings: PrepareSettings, stages_up_to_now: Sequence[StageName]
+) -> Report:
+    """Nothing in it depends on the machine or the clock."""
+    found = {name: job.workspace.report(name) for name in stages_up_to_now}
+    stages: Report = {
+        name: {key: value for key, value in report.items() if key != TIED}
+        for name, report in found.items()
+        if report is not None
+    }
+    return {"inputs": list(inputs), "settings": dataclasses.asdict(settings), **stages}
+
+
+class Job:
+    """One run of some stages in one workspace."""
+
+    def __init__(self, workspace: Workspace, settings: PrepareSettings, workers: int, watcher: Watcher) -> None:
+        self.workspace = workspace
+        self.settings = settings
+        self.workers = workers
+        self.watcher = watcher
+        self._out = workspace.folder
+
+    def key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
+        chosen = {name: getattr(self.settings, name) for name in fields}
+        if self.settings.template == "qa" and stage in ("clean", "samples"):
+            inputs["sentences"] = metadata.version("kiwipiepy")
+        return {"stage": stage, "version": [__version__, VERSIONS[stage]], "settings": chosen, "inputs": inputs}
+
+    # -- clean ---------------------------------------------------------------------------------------------------
+
+    def run_clean(self, inputs: Sequence[str]) -> StageResult:
+        if not inputs:
+            raise UsageError("no text given: name files or folders, or - for stdin")
+        with StdinAsFile(inputs, self._out) as given:
+            sources = reading.find_sources(given)
+            files = [reading.fingerprint(source) for source in sources]
+            size = sum(file.size for file in files)
+
+            key = self.key("clean", _FIELDS["clean"], raw=reading.fingerprint_of_all(files))
+
+            def make(folder: Path) -> Report:
+                with tempfile.TemporaryDirectory(dir=folder) as chunks:
+                    changes = write_spool(
+                        sources, size, Path(chunks), self.settings, workers=self.workers, advance=self.watcher.advance
+                    )
+                    names = [file.name for file in files]
+                    return write_cleaned(Path(chunks), folder, self.settings, changes, names, size)
+
+            self.watcher.start("clean", size)
+            return self.workspace.run("clean", key, make, needed=4 * size)
+
+    # -- tokenizer -----------------------------------------------------------------------------------------------
+
+    def run_tokenizer(self) -> StageResult:
+        cleaned = self._out / CLEANED_FILE
+        documents = Documents(cleaned)
+        chosen = _drawn_documents(documents, int(self.settings.tokenizer_megabytes * 1e6), self.settings.seed)
+        fields = ("vocab_size", "tokenizer_megabytes", "seed", "template")
+        key = self.key("tokenizer", fields, text=file_sha256(cleaned), learner=_learner())
+        self.watcher.start("tokenizer", int(documents.sizes()[chosen].sum()))
+        return self.workspace.run(
+            "tokenizer",
+            key,
+            lambda folder: self._make_tokenizer(documents, chosen, folder),
+            needed=80 * self.settings.vocab_size,
+        )
+
+    def _make_tokenizer(self, documents: Documents, chosen: npt.NDArray[np.int64], folder: Path) -> Report:
+        sizes = documents.sizes()
+
+        def texts() -> Iterator[str]:
+            for index in chosen:
+                self.watcher.advance(int(sizes[index]))
+                yield documents[int(index)]
+            if self.settings.template == "qa":
+                from twingpt.data.samples.make import fixed_texts
+
+                yield from fixed_texts()
+
+        tokenizer = train_tokenizer(texts(), self.settings.vocab_size)
+        tokenizer.save(folder / TOKENIZER_FILE)
+        longest = sorted(range(tokenizer.vocab_size), key=lambda token: (-len(tokenizer.token_text(token)), token))[:10]
+        return {
+            "vocab_size": tokenizer.vocab_size,
+            "learned_with": _learner(),
+            "learned_from_bytes": int(sizes[chosen].sum()),
+            "longest_tokens": [tokenizer.decode([token]) for token in longest],
+        }
+
+    # -- samples -------------------------------------------------------------------------------------------------
+
+    def run_samples(self) -> StageResult:
+        """Raises TwinGPTError if DATA lacks what samples are made with."""
+        documents = Documents(self._out / CLEANED_FILE)
+        tokenizer_file = self._out / TOKENIZER_FILE
+        Tokenizer.load(tokenizer_file)
+        hashes = {"text": file_sha256(documents.path), "tokenizer": file_sha256(tokenizer_file)}
+        size = int(documents.sizes().sum())
+        self.watcher.start("samples", size)
+        return self.workspace.run(
+            "samples",
+            self.key("samples", _FIELDS["samples"], **hashes),
+            lambda folder: write_samples(
+                documents,
+                self.validation(documents),
+                tokenizer_file,
+                folder,
+                self.settings,
+                workers=self.workers,
+                advance=self.watcher.advance,
+            ),
+            needed=8 * size,
+        )
+
+    def validation(self, documents: Documents) -> npt.NDArray[np.bool_]:
+        """bool [documents]: True for those that are held out."""
+        found = (self.workspace.report("clean") or {}).get(TIED)
+        tied = (
+            dedup.ties(documents, self.workspace.scratch)
+            if found is None
+            else np.asarray(found, dtype=np.int64).reshape(-1, 2)
+        )
+        return dedup.split_validation(
+            documents,
+            documents.sizes(),
+            tied,
+            fraction=self.settings.val_fraction,
+            seed=self.settings.seed,
+            min_bytes=_VALIDATION_BYTES_A_TOKEN * self.settings.block_size,
+        )
+
+    # -- pack ----------------------------------------------------------------------------------------------------
+
+    def run_pack(self) -> StageResult:
+        tokenizer_file = self._out / TOKENIZER_FILE
+        plain = self.settings.template == "plain"
+        text = self._out / (CLEANED_FILE if plain else SAMPLES_FILE)
+        if not plain and not text.exists():
+            raise TwinGPTError(f"{text} does not exist: make it with `twingpt data samples`")
+        tokenizer = Tokenizer.load(tokenizer_file)
+        documents = Documents(self._out / CLEANED_FILE)
+        fields: tuple[str, ...] = ("block_size", "template")
+        fields += ("val_fraction", "seed") if plain else ("mask_prompt", "allow_long")
+        text_sha256 = file_sha256(documents.path)
+        key = self.key("pack", fields, text=file_sha256(text), tokenizer=tokenizer.sha256, cleaned=text_sha256)
+        self.watcher.start("pack", text.stat().st_size)
+
+        def make(folder: Path) -> Report:
+            if plain:
+                validation = self.validation(documents)
+                manifest, report = pack.pack_documents(
+                    documents,
+                    validation,
+                    tokenizer,
+                    folder,
+                    block_size=self.settings.block_size,
+                    text_sha256=text_sha256,
+                    advance=self.watcher.advance,
+                )
+            else:
+                manifest, report = pack.pack_samples(
+                    text,
+                    tokenizer,
+                    folder,
+                    block_size=self.settings.block_size,
+                    mask_prompt=self.settings.mask_prompt,
+                    allow_long=self.settings.allow_long,
+                    text_sha256=text_sha256,
+                    advance=self.watcher.advance,
+                )
+            manifest.save(folder)
+            return _pack_report(manifest, report, documents if plain else None)
+
+        result = self.workspace.run("pack", key, make, needed=_packed_size(text, tokenizer, plain=plain))
+        self.workspace.remove([] if self.settings.mask_prompt else ["train.mask", "val.mask"])
+        if plain:
+            self.workspace.remove([SAMPLES_FILE])
+        return result
+
+
+def _drawn_documents(documents: Documents, size: int, seed: int) -> npt.NDArray[np.int64]:
+    """The numbers of a seeded sample of documents of `size` bytes together, in order; of all for size 0."""
+    if size == 0 or documents.sizes().sum() <= size:
+        return np.arange(len(documents))
+    order = seeded_order(len(documents), seed)
+    last = int(np.searchsorted(np.cumsum(documents.sizes()[order]), size))
+    return np.sort(order[: last + 1])
+
+
+def _pack_report(manifest: Manifest, report: pack.PackReport, documents: Documents | None) -> Report:
+    shown = {"shown": [document[:400] for document in documents[:SHOWN_SAMPLES]]} if documents is not None else {}
+    return {
+        "layout": manifest.layout,
+        "dtype": manifest.dtype,
+        "train_tokens": manifest.train.tokens,
+        "val_tokens": manifest.val.tokens,
+        "train_documents": manifest.train.documents,
+        "val_documents": manifest.val.documents,
+        **dataclasses.asdict(report),
+        **shown,
+    }
+
+
+def _packed_size(text: Path, tokenizer: Tokenizer, *, plain: bool) -> int:
+    """About the bytes that packing writes: a token stands for 3 bytes of text or more; rows are written twice."""
+    width = np.dtype(pack.token_dtype(tokenizer.vocab_size)).itemsize
+    return text.stat().st_size * width // 3 * (1 if plain else 3)
+
+
+def _learner() -> str:
+    """The package that learns the merges, with its version: another one breaks ties otherwise."""
+    for package in ("rustbpe", "tokenizers"):
+        try:
+            return f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
+    raise TwinGPTError("the package `tokenizers` is missing: install twingpt again")
+
+
+class StdinAsFile:
+    """stdin kept in a file while it is read twice, once for its hash and once for its text."""
+
+    def __init__(self, inputs: Sequence[str], folder: Path) -> None:
+        self._inputs = inputs
+        self._path = folder / ".stages" / "stdin"
+
+    def __enter__(self) -> list[str]:
+        if "-" not in self._inputs:
+            return list(self._inputs)
+        if list(self._inputs).count("-") > 1:
+            raise UsageError("- (stdin) can be given once")
+        with self._path.open("wb") as file:
+            while block := sys.stdin.buffer.read(1 << 20):
+                file.write(block)
+        return [str(self._path) if given == "-" else given for given in self._inputs]
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def load_report(out: Path) -> Report:
+    """report.json. Raises TwinGPTError if DATA has none."""
+    try:
+        report: Report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TwinGPTError(f"{out} holds no {REPORT_FILE}: make it with `twingpt prepare`") from None
+    except (OSError, ValueError) as error:
+        raise TwinGPTError(f"{out / REPORT_FILE} cannot be read ({error}): run `twingpt prepare` again") from None
+    return report

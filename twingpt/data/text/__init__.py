@@ -1,0 +1,1 @@
+"""From raw files of any form to cleaned documents."""

@@ -1,0 +1,317 @@
+"""Cleaning: what is no text goes, what is text stays, and documents come out one by one."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from twingpt.data.text import dedup
+from twingpt.data.text.changes import Changes
+from twingpt.data.text.corpus import Table
+
+if TYPE_CHECKING:
+    from twingpt.data.contacts import Contact
+
+# Characters of raw text that one worker cleans at a time, and the most where no blank line comes.
+CHUNK = 1 << 20
+LARGEST_CHUNK = 4 * CHUNK
+MAX_LINE = 1000
+# Documents of the qa template are about as long as the notes that a question is asked about.
+MERGE_MIN, MERGE_MAX = 300, 1800
+# Plain documents are cut only so that validation can hold one without holding a large part of the text.
+MAX_DOCUMENT = 20_000
+
+BOILERPLATE_DOCUMENTS = 20
+BOILERPLATE_SHARE = 0.05
+_BOILERPLATE_LENGTH = 6
+_BUCKETS = np.uint64(1 << 18)
+
+_BLANKS = "\t \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u3164"
+_PICTOGRAPH = "\u2190-\u2bff\U0001f000-\U0001faff\ufe0f"
+# One pattern for all that is odd, since most text holds little of it and is looked through once.
+_ODD_KINDS = (
+    ("terminal escape sequences removed", r"\x1b\[[0-9;?]*[ -/]*[@-~]", ""),
+    ("line separators made newlines", "[\x0b\x0c\x85\u2028\u2029]", "\n"),
+    ("control characters made blanks", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]", " "),
+    (
+        "zero-width characters removed",
+        "[\u00ad\u180e\u200b\u200c\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffc]"
+        # A joiner belongs to an emoji, or to nothing in Korean text.
+        f"|(?<![{_PICTOGRAPH}])\u200d|\u200d(?![{_PICTOGRAPH}])",
+        "",
+    ),
+    ("unreadable characters removed", "\ufffd+", ""),
+)
+_ODD = re.compile("|".join(f"({pattern})" for _, pattern, _ in _ODD_KINDS))
+_BLANK_RUN = re.compile(f"[{_BLANKS}]{{2,}}|[{_BLANKS.replace(' ', '')}]")
+_LONG_LINE = re.compile(rf"[^\n]{{{MAX_LINE + 1},}}")
+_SENTENCE_END = re.compile(r"[.!?。！？…]+[\"'”’)\]』」]*\s+|(?<=[가-힣](?:다|요|죠|음|함|임))\s+")
+
+_URL_LINE = re.compile(r"\W*(?:https?://|www\.)\S+\W*")
+_LOG_LINE = re.compile(
+    r"\W*(?:\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d|\[?(?:INFO|WARN(?:ING)?|ERROR|DEBUG|TRACE)\b|Traceback )"
+)
+_CODE_LINE = re.compile(
+    r"\s*(?:(?:import|from|def|class|return|const|let|var|function|public|private|#include|SELECT|INSERT)\b.*"
+    r"|</?\w[^>]*>.*|[\w.\[\]]+\s*(?:=|\+=)\s*\S.*|.*[;{}]\s*|[)\]}]+[;,]?|@\w+.*|//.*|/\*.*|\$ .*)"
+)
+_HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
+_SYMBOL = re.compile(f"[{_PICTOGRAPH}]")
+_CONTACT_LINE = re.compile(r"(?:TEL|FAX|KAKAO|ADDR|WEB|EMAIL):|(?:\d\D{0,2}){7}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanSettings:
+    """merge: make documents of the length that questions are asked about, instead of one for each block of lines."""
+
+    contacts: Literal["keep", "mask"] = "keep"
+    merge: bool = True
+    drop_junk: bool = False
+    boilerplate: bool = True
+
+
+@dataclass
+class CleanedChunk:
+    """What one worker makes of one chunk; the texts are UTF-8."""
+
+    documents: list[bytes]
+    contacts: "list[Contact]"
+    digests: list[bytes]
+    signatures: dedup.Signatures
+    lines: npt.NDArray[np.uint64]
+    changes: Changes = field(default_factory=Changes)
+
+
+def chunks(pieces: Iterable[str]) -> Iterator[str]:
+    """Raw text in chunks that end at a blank line; where they end depends on the text alone, not on the pieces."""
+    waiting = ""
+    for piece in pieces:
+        waiting += piece.replace("\r\n", "\n").replace("\r", "\n")
+        while (cut := _chunk_end(waiting)) is not None:
+            yield waiting[:cut]
+            waiting = waiting[cut:]
+    if waiting:
+        yield waiting
+
+
+def _chunk_end(text: str) -> int | None:
+    if len(text) < CHUNK:
+        return None
+    blank = text.find("\n\n", CHUNK, LARGEST_CHUNK)
+    if blank != -1:
+        return blank + 2
+    if len(text) < LARGEST_CHUNK:
+        return None
+    newline = text.rfind("\n", CHUNK, LARGEST_CHUNK)
+    if newline != -1:
+        return newline + 1
+    return CHUNK + _sentence_cut(text[CHUNK:LARGEST_CHUNK])
+
+
+def _sentence_cut(text: str) -> int:
+    """Where the last sentence of a text ends, else its last blank, else its end."""
+    tail = max(0, len(text) - MAX_LINE)
+    end = 0
+    for match in _SENTENCE_END.finditer(text, tail):
+        end = match.end()
+    return end or text.rfind(" ", tail) + 1 or len(text)
+
+
+def clean_text(text: str, changes: Changes) -> str:
+    """One chunk cleaned: lines trimmed, at most one blank line between two, NFC, no line over 1,000 characters."""
+    text = _replace_odd(text, changes)
+    before = text
+    text, number = _BLANK_RUN.subn(" ", text)
+    if number:
+        changes.count("runs of blanks made one", number)
+        _note(changes, "runs of blanks made one", before, _BLANK_RUN, " ")
+    text = text.replace(" \n", "\n").replace("\n ", "\n").strip(" ")
+    if not unicodedata.is_normalized("NFC", text):
+        text = _composed(text, changes)
+    text, number = re.subn(r"\n{3,}", "\n\n", text)
+    if number:
+        changes.count("runs of blank lines made one", number)
+    text, number = _LONG_LINE.subn(lambda match: "\n".join(break_line(match.group())), text)
+    if number:
+        changes.count("long lines broken at sentence ends", number)
+    return text
+
+
+def _replace_odd(text: str, changes: Changes) -> str:
+    def replace(match: re.Match[str]) -> str:
+        kind, _, replacement = _ODD_KINDS[(match.lastindex or 1) - 1]
+        changes.count(kind)
+        if changes.wants_example(kind):
+            start, end = max(0, match.start() - 15), match.end() + 15
+            shown = f"{text[start : match.start()]}{replacement}{text[match.end() : end]}"
+            changes.example(kind, visible(text[start:end]), visible(shown))
+        return replacement
+
+    return _ODD.sub(replace, text)
+
+
+def _note(changes: Changes, kind: str, text: str, pattern: re.Pattern[str], replacement: str) -> None:
+    if changes.wants_example(kind) and (match := pattern.search(text)):
+        shown = text[max(0, match.start() - 15) : match.end() + 15]
+        changes.example(kind, visible(shown), visible(pattern.sub(replacement, shown)))
+
+
+def visible(text: str) -> str:
+    """The text with its invisible characters written out, for a report."""
+    return "".join(
+        c if c.isprintable() and c not in "\u00ad\u3164" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def _composed(text: str, changes: Changes) -> str:
+    """NFC never crosses a newline, so the lines of both forms are the same ones."""
+    composed = unicodedata.normalize("NFC", text)
+    kind = "lines composed to NFC"
+    for before, after in zip(text.split("\n"), composed.split("\n"), strict=True):
+        if before != after:
+            changes.count(kind)
+            if changes.wants_example(kind):
+                changes.example(kind, f"{len(before)} characters", after[:60])
+    return composed
+
+
+def break_line(line: str, limit: int = MAX_LINE) -> list[str]:
+    """The line in pieces of at most `limit` characters, cut after sentences, else at blanks, else anywhere."""
+    pieces: list[str] = []
+    start = 0
+    while len(line) - start > limit:
+        cut = start + _sentence_cut(line[start : start + limit])
+        pieces.append(line[start:cut].strip(" "))
+        start = cut
+    return [*pieces, line[start:].strip(" ")]
+
+
+def is_junk(line: str) -> bool:
+    """A line of nothing but a URL, emoji, log output or program code."""
+    if _LOG_LINE.match(line):
+        return True
+    if not line or _CONTACT_LINE.search(line):
+        return False
+    if _URL_LINE.fullmatch(line):
+        return True
+    if _SYMBOL.search(line) and not any(c.isalnum() for c in line):
+        return True
+    return not _HANGUL.search(line) and _CODE_LINE.fullmatch(line) is not None
+
+
+def _without_junk(text: str, changes: Changes) -> str:
+    kept: list[str] = []
+    for line in text.split("\n"):
+        if is_junk(line):
+            changes.count("lines of only code, log, URL or emoji dropped")
+            changes.example("lines of only code, log, URL or emoji dropped", line[:80], "")
+        else:
+            kept.append(line)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept))
+
+
+def split_documents(text: str, *, merge: bool) -> list[str]:
+    """The documents of cleaned text."""
+    blocks = [stripped for block in text.split("\n\n") if (stripped := block.strip("\n "))]
+    if merge:
+        from twingpt.data.text.documents import merge_blocks
+
+        return list(merge_blocks(blocks, min_size=MERGE_MIN, max_size=MERGE_MAX, count=len))
+    return [part for block in blocks for part in _cut_at_lines(block)]
+
+
+def _cut_at_lines(block: str) -> Iterator[str]:
+    start = 0
+    while len(block) - start > MAX_DOCUMENT:
+        cut = block.rfind("\n", start + 1, start + MAX_DOCUMENT)
+        yield block[start:cut]
+        start = cut + 1
+    yield block[start:]
+
+
+def line_hash(line: str) -> int:
+    return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little")
+
+
+def clean_chunk(text: str, settings: CleanSettings) -> CleanedChunk:
+    """Everything that can be done to a chunk without knowing the others."""
+    from twingpt.data.contacts import mask, standardise
+
+    changes = Changes()
+    text = clean_text(text, changes)
+    if settings.drop_junk:
+        text = _without_junk(text, changes)
+    documents: list[str] = []
+    contacts: list[Contact] = []
+    normals: list[str] = []
+    for document in split_documents(text, merge=settings.merge):
+        standard, found = standardise(document)
+        if standard != document:
+            _note_contacts(document, standard, changes)
+        if found:
+            changes.count("contacts found", len(found))
+        contacts += found
+        normals.append(dedup.normalised(standard))
+        documents.append(mask(standard, found) if settings.contacts == "mask" else standard)
+    lines: list[int] = []
+    if settings.boilerplate:
+        for document in documents:
+            lines += {line_hash(line) for line in document.split("\n") if len(line) >= _BOILERPLATE_LENGTH}
+    return CleanedChunk(
+        [document.encode() for document in documents],
+        contacts,
+        [dedup.digest(normal) for normal in normals],
+        dedup.signatures(normals),
+        np.asarray(lines, dtype=np.uint64),
+        changes,
+    )
+
+
+def _note_contacts(document: str, standard: str, changes: Changes) -> None:
+    kind = "documents with contacts brought into one form"
+    changes.count(kind)
+    if changes.wants_example(kind):
+        pairs = zip(document.split("\n"), standard.split("\n"), strict=False)
+        before, after = next((pair for pair in pairs if pair[0] != pair[1]), (document, standard))
+        changes.example(kind, before[:80], after[:80])
+
+
+def boilerplate_hashes(lines: Table, documents: int) -> frozenset[int]:
+    """Hashes of the lines that stand in at least 20 documents and in 5 % of all.
+
+    lines: a hash of every line, once for each document that it stands in. They are gone through twice: first to see
+    which of a fixed number of buckets hold enough of them, then to count the lines of those.
+    """
+    least = max(BOILERPLATE_DOCUMENTS, int(np.ceil(BOILERPLATE_SHARE * documents)))
+    buckets = np.zeros(_BUCKETS, dtype=np.int64)
+    for _, part in lines.parts():
+        buckets += np.bincount((part[:, 0] % _BUCKETS).astype(np.int64), minlength=_BUCKETS)
+    counts: dict[int, int] = {}
+    for _, part in lines.parts():
+        frequent = part[buckets[(part[:, 0] % _BUCKETS).astype(np.int64)] >= least, 0]
+        for line, number in zip(*np.unique(frequent, return_counts=True), strict=True):
+            counts[int(line)] = counts.get(int(line), 0) + int(number)
+    return frozenset(line for line, number in counts.items() if number >= least)
+
+
+def without_boilerplate(document: str, hashes: frozenset[int], changes: Changes) -> str:
+    """The document without the lines that repeat in many, contacts apart; a document is never left empty by it."""
+    kept: list[str] = []
+    dropped: list[str] = []
+    for line in document.split("\n"):
+        repeats = line_hash(line) in hashes and not _CONTACT_LINE.search(line)
+        (dropped if repeats else kept).append(line)
+    if not dropped or not any(kept):
+        return document
+    changes.count("boilerplate lines dropped", len(dropped))
+    shown = [before for before, _ in changes.examples.get("boilerplate lines dropped", [])]
+    for line in dropped:
+        if line[:80] not in shown:
+            changes.example("boilerplate lines dropped", line[:80], "")
+            shown.append(line[:80])
+    return "\n".join(kept)

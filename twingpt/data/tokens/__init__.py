@@ -1,0 +1,1 @@
+"""From text to token files: the tokenizer, its marks, packing, and batches."""

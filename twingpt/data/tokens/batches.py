@@ -1,0 +1,94 @@
+"""Batches from the packed files: which window comes when is a pure function of (seed, position)."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.data.tokens.manifest import Manifest
+
+NOT_COUNTED = -1
+
+Batch = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+class Batches:
+    """The windows of one split, in an order keyed by (seed, epoch): each once an epoch.
+
+    Raises TwinGPTError if the files do not fit the manifest, or the data are too short for block_size.
+    """
+
+    def __init__(
+        self, data_dir: Path, manifest: Manifest, split: Literal["train", "val"], block_size: int, seed: int = 0
+    ) -> None:
+        self._manifest = manifest
+        self._split = getattr(manifest, split)
+        self.block_size = block_size
+        self.seed = seed
+        self._tokens = self._map(data_dir / self._split.file, np.dtype(manifest.dtype))
+        self._mask = self._map(data_dir / self._split.mask_file, np.dtype(np.uint8)) if self._split.mask_file else None
+        if manifest.layout == "rows":
+            if block_size != manifest.block_size:
+                raise TwinGPTError(
+                    f"the samples in {data_dir} were packed for block_size {manifest.block_size}, the model has "
+                    f"{block_size}: run `twingpt prepare` with --block-size {block_size}"
+                )
+            self.windows = len(self._tokens) // (block_size + 1)
+        else:
+            # The last window is shorter and padded: no token is left out.
+            self.windows = -(-(len(self._tokens) - 1) // block_size)
+        if self.windows < 1 or (split == "train" and len(self._tokens) <= block_size):
+            raise TwinGPTError(
+                f"{data_dir / self._split.file} holds {len(self._tokens):,} tokens, fewer than one window of "
+                f"block_size {block_size}: use more text or a smaller block_size"
+            )
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def batch(self, position: int, count: int) -> Batch:
+        """(inputs, targets) int32 [count, T] of windows position .. position + count.
+
+        position: windows consumed since the start of the run. Targets are NOT_COUNTED where the loss does not count.
+        """
+        return self.gather([self._window_at(index) for index in range(position, position + count)])
+
+    def gather(self, windows: list[int]) -> Batch:
+        """(inputs, targets) of the windows with these numbers in the file."""
+        inputs = np.full((len(windows), self.block_size), self._manifest.pad_id, dtype=np.int32)
+        targets = np.full((len(windows), self.block_size), NOT_COUNTED, dtype=np.int32)
+        for row, window in enumerate(windows):
+            start = window * (self.block_size + (self._manifest.layout == "rows"))
+            tokens = self._tokens[start : start + self.block_size + 1].astype(np.int32)
+            length = len(tokens) - 1
+            inputs[row, :length] = tokens[:-1]
+            counted = tokens[1:] != self._manifest.pad_id
+            if self._mask is not None:
+                counted &= self._mask[start + 1 : start + 1 + length] != 0
+            targets[row, :length] = np.where(counted, tokens[1:], NOT_COUNTED)
+        return inputs, targets
+
+    def spread(self, limit: int) -> list[int]:
+        """Up to `limit` window numbers spread evenly over the file; all of them for 0."""
+        if limit == 0 or limit >= self.windows:
+            return list(range(self.windows))
+        return [i * self.windows // limit for i in range(limit)]
+
+    def _window_at(self, position: int) -> int:
+        epoch, index = divmod(position, self.windows)
+        if self._order is None or self._order[0] != epoch:
+            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            self._order = (epoch, generator.permutation(self.windows))
+        return int(self._order[1][index])
+
+    def _map(self, path: Path, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise TwinGPTError(f"{path} is missing: run `twingpt prepare` again") from None
+        if size != self._split.tokens * dtype.itemsize:
+            raise TwinGPTError(
+                f"{path} has {size:,} bytes, its manifest says {self._split.tokens * dtype.itemsize:,}: "
+                "run `twingpt prepare` again"
+            )
+        return np.memmap(path, dtype=dtype, mode="r") if size else np.zeros(0, dtype=dtype)

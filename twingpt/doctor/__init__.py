@@ -1,1 +1,0 @@
-"""Does this machine compute right? What `twingpt doctor` reports, and the quick check before training."""

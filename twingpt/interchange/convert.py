@@ -1,0 +1,240 @@
+"""`twingpt convert`: whole models with their tokenizer, from one format to another."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.init import Weights
+from twingpt.core.spec import GPTSpec
+from twingpt.core.state import MODEL, check_state
+from twingpt.data.files import TOKENIZER_FILE
+from twingpt.interchange.foreign_tokenizer import ExportTokenizer, copy_foreign, modelfile
+from twingpt.training.config import RunConfig, TrainConfig
+from twingpt.weights import gguf, huggingface
+from twingpt.weights.checkpoint import (
+    MODEL_FILE,
+    CheckpointStore,
+    Progress,
+    load_checkpoint,
+    read_progress,
+)
+from twingpt.weights.foreign import SOURCES, Source, detect_format, import_torch, load_pickle
+from twingpt.weights.format import load_tensors
+from twingpt.weights.huggingface import Types, export_hf, import_hf, read_json
+from twingpt.weights.targets import TARGETS, Target, approximable, check
+
+IMPORTED_FILE = "imported.json"
+GGUF_FILE = "model.gguf"
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+"""The short names of types, as GGUF's users write them."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model without its optimizer.
+
+    types: in which the checkpoint that it was imported from keeps its tensors. tokenizer: the tokenizer.json that lay
+    beside it, if any.
+    """
+
+    source: Source
+    spec: GPTSpec
+    weights: Weights
+    step: int
+    tokenizer: Path | None
+    types: Types = field(default_factory=Types)
+
+
+def convert_model(
+    source: Path,
+    target: Path,
+    to: str,
+    tokenizer: Path | None,
+    *,
+    dtype: str | None = None,
+    approximate: str | None = None,
+    expect: str | None = None,
+) -> list[str]:
+    """Read `source`, whatever it is, and write the folder `target`. Returns what its owner should know, in lines.
+
+    dtype: of the tensors there; None: that of the checkpoint that the model was imported from, else float32.
+    approximate: "gelu" lets a format that has only the tanh approximation have an exact GELU.
+    expect: the format that `source` should have; None: whichever it has.
+    Raises UsageError for an option that cannot be meant, TwinGPTError if the source cannot be read, the format cannot
+    hold the model or the target exists; nothing is left at `target` then.
+    """
+    wanted = _target(to)
+    _check_options(wanted, dtype, approximate, expect)
+    if target.exists():
+        raise UsageError(f"{target} exists: choose another folder, or delete it first")
+    model = read_model(source)
+    if expect is not None and model.source != expect:
+        raise UsageError(f"{source} is of the format {model.source}, not {expect}")
+    if tokenizer is not None:
+        model = dataclasses.replace(model, tokenizer=tokenizer)
+    if model.tokenizer is not None and not model.tokenizer.is_file():
+        raise TwinGPTError(f"{model.tokenizer} does not exist")
+    notes = []
+    if approximate is not None and approximable(wanted, model.spec):
+        model, note = _approximated(model)
+        notes.append(note)
+    check(wanted, model.spec)
+    if dtype is not None:
+        model = dataclasses.replace(model, types=Types(DTYPES.get(dtype, dtype)))
+    with _folder_in_one_piece(target) as folder:
+        if wanted == "native":
+            _write_native(folder, model)
+        elif wanted == "gguf":
+            _write_gguf(folder, target.name, model)
+        else:
+            _write_hf(folder, model, mlx_lm=wanted == "mlx-lm")
+    return notes
+
+
+def read_model(source: Path) -> Model:
+    """Raises TwinGPTError, or UsageError if `source` is nothing that twingpt knows."""
+    kind = detect_format(source)
+    if kind == "torch":
+        found, spec, weights, step = import_torch(source, load_pickle)
+        return Model(found, spec, weights, step, _beside(source.parent))
+    if kind == "hf":
+        spec, weights, types = import_hf(source)
+        return Model("hf", spec, weights, 0, _beside(source), types)
+    if source.is_file():
+        spec, tensors, _ = load_tensors(source)
+        try:
+            check_state(spec, {MODEL + name: tensor for name, tensor in tensors.items()})
+        except TwinGPTError as error:
+            raise TwinGPTError(f"{source} is not a whole model: {error}") from None
+        return Model("native", spec, tensors, 0, _beside(source.parent))
+    checkpoint = load_checkpoint(source)
+    weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
+    run = checkpoint.path.parent.parent
+    return Model(
+        "native", checkpoint.spec, weights, checkpoint.progress.step, _beside(run), _types(run, checkpoint.path)
+    )
+
+
+def _target(name: str) -> Target:
+    for target in TARGETS:
+        if target == name:
+            return target
+    raise UsageError(f"--to {name}: choose one of {', '.join(TARGETS)}")
+
+
+def _check_options(target: Target, dtype: str | None, approximate: str | None, expect: str | None) -> None:
+    choices = {"native": (), "gguf": gguf.DTYPES}.get(target, huggingface.DTYPES)
+    if dtype is not None and DTYPES.get(dtype, dtype) not in choices:
+        if target == "native":
+            raise UsageError("--dtype: a native checkpoint is always float32")
+        raise UsageError(f"--dtype {dtype}: {target} takes {', '.join(choices)}")
+    if approximate not in (None, "gelu"):
+        raise UsageError(f"--approximate {approximate}: only gelu can be approximated")
+    if expect is not None and expect not in SOURCES:
+        raise UsageError(f"--from {expect}: choose one of {', '.join(SOURCES)}")
+
+
+def _beside(folder: Path) -> Path | None:
+    path = folder / TOKENIZER_FILE
+    return path if path.is_file() else None
+
+
+def _types(run: Path, checkpoint: Path) -> Types:
+    """Those of the checkpoint that a run was imported from, as long as it has not been trained on."""
+    if not (run / IMPORTED_FILE).is_file():
+        return Types()
+    record = read_json(run / IMPORTED_FILE)
+    if record.get("model") != read_progress(checkpoint)[1].get(MODEL_FILE):
+        return Types()
+    try:
+        types = Types(**record["types"])
+        names = {types.usual, *types.others.values()}
+    except (KeyError, TypeError, AttributeError):
+        names = {""}
+    if not names <= set(huggingface.DTYPES):
+        raise TwinGPTError(f"{run / IMPORTED_FILE} is damaged: delete it, and name the type with --dtype")
+    return types
+
+
+def _write_native(folder: Path, model: Model) -> None:
+    state = {MODEL + name: weight for name, weight in model.weights.items()}
+    fingerprint = {}
+    if model.tokenizer is not None:
+        tokenizer = ExportTokenizer.load(model.tokenizer, model.spec)
+        content = model.tokenizer.read_bytes() if tokenizer is None else tokenizer.tokenizer.content.encode()
+        (folder / TOKENIZER_FILE).write_bytes(content)
+        copy_foreign(model.tokenizer.parent, folder)
+        # Resuming on data of another tokenizer would train on with tokens that mean something else.
+        fingerprint = {"tokenizer": hashlib.sha256(content).hexdigest()}
+    saved = CheckpointStore(folder).save(model.spec, state, Progress(step=model.step, fingerprint=fingerprint))
+    RunConfig(model=model.spec, train=TrainConfig(), data="").save(folder)
+    if model.types != Types():
+        record = {"model": read_progress(saved)[1][MODEL_FILE], "types": dataclasses.asdict(model.types)}
+        (folder / IMPORTED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_hf(folder: Path, model: Model, *, mlx_lm: bool) -> None:
+    if mlx_lm and model.tokenizer is None:
+        raise TwinGPTError("mlx-lm needs the tokenizer: name its tokenizer.json with --tokenizer")
+    generation = {}
+    config = {}
+    if model.tokenizer is not None:
+        tokenizer = ExportTokenizer.load(model.tokenizer, model.spec)
+        if tokenizer is None:
+            generation = copy_foreign(model.tokenizer.parent, folder)
+            config = {name: generation[name] for name in generation if name in ("bos_token_id", "eos_token_id")}
+            shutil.copyfile(model.tokenizer, folder / TOKENIZER_FILE)
+        else:
+            tokenizer.write(folder, model.spec.block_size)
+            config, generation = tokenizer.model_ids(), tokenizer.generation()
+    export_hf(
+        folder,
+        model.spec,
+        model.weights,
+        config=config,
+        generation=generation,
+        types=model.types,
+        bare_names=mlx_lm,
+    )
+
+
+def _write_gguf(folder: Path, name: str, model: Model) -> None:
+    if model.tokenizer is None:
+        raise TwinGPTError("a GGUF file holds the tokenizer: name its tokenizer.json with --tokenizer")
+    tokenizer = ExportTokenizer.load(model.tokenizer, model.spec)
+    if tokenizer is None:
+        raise TwinGPTError(f"{model.tokenizer} is not one that twingpt made: GGUF takes no other from it")
+    vocabulary = tokenizer.vocabulary()
+    gguf.export_gguf(folder / GGUF_FILE, name, model.spec, model.weights, vocabulary, model.types.usual)
+    (folder / "Modelfile").write_text(modelfile(GGUF_FILE, model.spec.block_size), encoding="utf-8")
+
+
+def _approximated(model: Model) -> tuple[Model, str]:
+    """The model with the tanh GELU, and a line that says what it costs."""
+    from twingpt.interchange.approximate import activation_error
+
+    changed = dataclasses.replace(model, spec=dataclasses.replace(model.spec, activation="gelu_tanh"))
+    tokenizer = None if model.tokenizer is None else ExportTokenizer.load(model.tokenizer, model.spec)
+    error = activation_error(model.weights, model.spec, changed.spec, None if tokenizer is None else tokenizer.encode)
+    return changed, f"tanh GELU in place of the exact one: {error}"
+
+
+@contextmanager
+def _folder_in_one_piece(target: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when it is whole."""
+    writing = target.with_name(f".writing-{target.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    try:
+        writing.mkdir(parents=True)
+        yield writing
+        writing.rename(target)
+    except OSError as error:
+        raise TwinGPTError(f"{target} could not be written: {error}") from None
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""Answers in OpenAI's shapes, whole or in pieces, for both kinds of request."""
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twingpt.data.library.contact_store import ContactStore
+from twingpt.data.library.verify import verify_numbers
+from twingpt.data.tokens.tokenizer import Tokenizer, TokenStream
+from twingpt.serve.writer import TokenLogprob
+
+
+@dataclass(slots=True)
+class Shape:
+    """One answer's envelope. chat: /v1/chat/completions, else /v1/completions. logprobs: they were asked for."""
+
+    chat: bool
+    model: str
+    tokenizer: Tokenizer
+    logprobs: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(init=False)
+    _offset: int = field(init=False, default=0)
+    _decoder: TokenStream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._decoder = self.tokenizer.stream()
+
+    def whole(
+        self, text: str, logprobs: Sequence[TokenLogprob], finish: str, usage: dict[str, int], extra: dict[str, Any]
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": self._logprobs(logprobs)}
+        if self.chat:
+            body["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            body["text"] = text
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._envelope(kind), "choices": [body], "usage": usage, "twingpt": extra}
+
+    def opening(self) -> dict[str, Any] | None:
+        """What a stream starts with, before the first text."""
+        return self._chunk({"role": "assistant", "content": ""}, (), None) if self.chat else None
+
+    def piece(self, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return self._chunk({"content": text} if self.chat else text, logprobs, None)
+
+    def closing(self, finish: str, extra: dict[str, Any]) -> dict[str, Any]:
+        return {**self._chunk({} if self.chat else "", (), finish), "twingpt": extra}
+
+    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The last chunk, if stream_options asked for it."""
+        return {**self._envelope(self._chunk_kind), "choices": [], "usage": usage}
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _chunk(self, content: Any, logprobs: Sequence[TokenLogprob], finish: str | None) -> dict[str, Any]:
+        name = "delta" if self.chat else "text"
+        choice = {"index": 0, name: content, "logprobs": self._logprobs(logprobs), "finish_reason": finish}
+        return {**self._envelope(self._chunk_kind), "choices": [choice]}
+
+    def _envelope(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self.logprobs or not tokens:
+            return None
+        return self._chat_logprobs(tokens) if self.chat else self._completion_logprobs(tokens)
+
+    def _chat_logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            raw = self.tokenizer.token_text(token)
+            return {"token": _name(raw), "logprob": logprob, "bytes": list(raw)}
+
+        content = [
+            {
+                **entry(one.token, one.logprobs.chosen),
+                "top_logprobs": [entry(token, logprob) for token, logprob in one.logprobs.top],
+            }
+            for one in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _completion_logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        offsets = []
+        for one in tokens:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.push(one.token))
+        return {
+            "tokens": [_name(self.tokenizer.token_text(one.token)) for one in tokens],
+            "token_logprobs": [one.logprobs.chosen for one in tokens],
+            "top_logprobs": [
+                {_name(self.tokenizer.token_text(token)): logprob for token, logprob in one.logprobs.top}
+                for one in tokens
+            ],
+            "text_offset": offsets,
+        }
+
+
+def _name(raw: bytes) -> str:
+    """A token's text; OpenAI's way of writing one that is no whole character."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def contact_spans(text: str, sources: Iterable[str], store: ContactStore | None) -> list[dict[str, Any]]:
+    """Every number of an answer, in code points, and whether the sources or the store hold it."""
+    unknown = {span.start for span in verify_numbers(text, sources, store)}
+    return [
+        {"start": span.start, "end": span.end, "text": span.text, "verified": span.start not in unknown}
+        for span in verify_numbers(text, (), None)
+    ]

@@ -1,0 +1,149 @@
+"""A session run to its end in front of the user: progress, Ctrl-C, and what to do next."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from twingpt.core.errors import StoppedError
+from twingpt.core.params import parameter_count
+from twingpt.training.estimate import GIB, LESS_MEMORY, MemoryPlan, TimeEstimate
+from twingpt.training.guards import keep_awake
+from twingpt.training.log import MicroBatchReport, TrainDisplay
+from twingpt.training.record import record_session
+from twingpt.training.restart import RunningMark, marked, stop_with_supervisor
+from twingpt.training.session import Session
+from twingpt.training.trackers import followed
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WORTH_A_WARM_UP = 50
+"""Steps below which timing a few of them first would be a notable part of the run."""
+
+
+def run_shown(
+    session: Session,
+    run_dir: Path,
+    stop_at: int | None,
+    console: Console,
+    *,
+    estimate_time: bool = True,
+    trackers: Sequence[str] = (),
+) -> None:
+    """Train up to `stop_at` (None: all steps), followed by the trackers of these names.
+
+    Prints the estimated memory first, and the estimated time of a run of WORTH_A_WARM_UP steps or more. Raises
+    StoppedError after an orderly stop by a signal, RestartError if only a fresh process can go on.
+    """
+    trainer, config = session.trainer, session.config
+    # One of several ranks speaks, and marks the run as running.
+    first = session.world.rank == 0
+    console.quiet = console.quiet or not first
+    last = min(stop_at or config.train.steps, config.train.steps)
+    for note in session.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if trainer.step >= last:
+        more = "--steps" if last == config.train.steps else "--stop-at"
+        console.print(
+            f"nothing is left to do: {run_dir} is at step {trainer.step} of {last}; to train on, add a larger {more}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    ranks = f"{session.world.size} ranks, " if session.world.size > 1 else ""
+    console.print(
+        f"{session.backend.name} on {session.backend.device}: {ranks}{parameter_count(config.model):,} parameters, "
+        f"{config.train.batch_size} x {config.model.block_size} tokens an update, from step {trainer.step} to {last}",
+        highlight=False,
+    )
+    console.print(memory_line(session.memory), markup=False, highlight=False, soft_wrap=True)
+    if not session.memory.fits:
+        console.print(f"warning: that may be too much: {LESS_MEMORY}", markup=False, highlight=False)
+    awake = keep_awake()
+    if awake is not None:
+        console.print("caffeinate keeps this Mac awake until the training ends")
+    mark = RunningMark(os.getpid(), session.memory.micro_batch, config.train.batch_size)
+    display = TrainDisplay(console, trainer.step, last)
+
+    def warn(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with (
+        marked(run_dir, mark) if first else nullcontext(),
+        followed(trainer.metrics, trackers, run_dir, config, trainer.step, warn),
+    ):
+        stop_with_supervisor()
+        if first:
+            record_session(run_dir, trainer.step, session.backend, session.world.size, session.memory.micro_batch)
+        if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
+            console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
+        with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:
+            for report in reports:
+                if isinstance(report, MicroBatchReport):
+                    replace(mark, micro_batch=report.after).write(run_dir)
+            number = received()
+    if number is None and trainer.step < last:
+        number = signal.SIGTERM  # which another rank was sent
+    if number is not None:
+        console.print(f"stopped at step {trainer.step} and saved. Go on with:")
+        console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)
+        raise StoppedError(128 + number)
+    console.print(f"saved step {trainer.step} in {run_dir}", markup=False, highlight=False)
+
+
+def memory_line(plan: MemoryPlan) -> str:
+    need = plan.estimate
+    parts = {
+        "weights": need.weights,
+        "gradients": need.gradients,
+        "moments": need.moments,
+        "activations": need.activations,
+        "logits": need.logits,
+        "framework": need.framework,
+    }
+    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    return (
+        f"estimated memory: {need.total / GIB:.2f} of {plan.limit / GIB:.2f} GiB ({listed}), "
+        f"{plan.micro_batch} sequences at a time"
+    )
+
+
+def time_line(estimate: TimeEstimate) -> str:
+    total = timedelta(seconds=round(estimate.total))
+    return (
+        f"estimated time: {total} ({estimate.steps:,} steps of {estimate.step:.3g} s, "
+        f"{estimate.evaluations} evaluations of {estimate.evaluation:.3g} s, "
+        f"{estimate.saves} saves of {estimate.save:.3g} s)"
+    )
+
+
+@contextmanager
+def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[Callable[[], int | None]]:
+    """Ctrl-C, SIGTERM and a closed terminal ask for an orderly stop, a second one ends the process at once.
+
+    Yields a function that returns the signal received, or None.
+    """
+    received: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(number)
+        request_stop()
+
+    # nohup has a closed terminal ignored. A shell has Ctrl-C ignored by its background jobs, which we do hear.
+    hears = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    numbers = [number for number in STOPPING if number != signal.SIGHUP or hears]
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

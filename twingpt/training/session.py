@@ -1,0 +1,277 @@
+"""From folders and options to a Trainer: what is checked, and in which order, before anything is written."""
+
+import dataclasses
+import hashlib
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twingpt.checks.causality import probe_spec, startup_check
+from twingpt.core.backend import Backend, DeviceChoice, create_backend, join_world
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.memory import machine_memory
+from twingpt.core.sampling import Sampling
+from twingpt.core.world import Alone, World, launched_for
+from twingpt.data.files import CONTACTS_FILE, TOKENIZER_FILE
+from twingpt.data.tokens.batches import Batches
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.template import Sample
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.writing import load_tokenizer, question_prompt, stream_text
+from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config
+from twingpt.training.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
+from twingpt.training.guards import check_disk
+from twingpt.training.lock import RunLock
+from twingpt.training.probe import probe
+from twingpt.training.ranks import Watchdog, check_agreement, check_launcher, local_batch
+from twingpt.training.restart import RunningMark
+from twingpt.training.trainer import Trainer, check_resumable
+from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
+
+PROBE_STEPS = 2
+"""Steps of a trial: the first has all the memory of the others, unless a cache grows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What the command line was asked for. model and train hold only the settings that were given."""
+
+    run_dir: Path
+    data_dir: Path | None
+    backend: str
+    device: DeviceChoice = "auto"
+    preset: str = "seed"
+    config_file: Path | None = None
+    resume: bool = False
+    memory_limit: float | None = None
+    """GiB that the run may plan with; None: what the device or machine has."""
+    probe_memory: bool | None = None
+    """Try the micro-batch in a process of its own first; None: one that was chosen for a device other than the CPU."""
+    rank_timeout: float = 300.0
+    """Seconds that one of several ranks waits for the others before it gives up."""
+    stop_at: int | None = None
+    estimate_time: bool = True
+    """The last two are for run_shown; several ranks must agree on them."""
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Session:
+    trainer: Trainer
+    backend: Backend
+    config: RunConfig
+    memory: MemoryPlan
+    notes: list[str]
+    """What the user should know before it starts, a line each."""
+    lock: RunLock | None
+    """No other process writes to the run while this is held; by rank 0, where there are several."""
+    world: World
+
+
+def open_session(request: TrainRequest) -> Session:
+    """Check everything, then create or open the run, with the other ranks if a launcher started this as one of several.
+
+    Raises TwinGPTError or UsageError, with nothing written, if the request cannot be carried out.
+    """
+    check_launcher(request.backend)
+    watchdog = Watchdog(request.rank_timeout) if launched_for() is not None else None
+    beat = watchdog.beat if watchdog else lambda: None
+    world = join_world(request.backend, request.rank_timeout) if watchdog else Alone()
+    beat()
+    checkpoint, notes = _find_checkpoint(request)
+    data_dir = _data_dir(request)
+    manifest = Manifest.load(data_dir)
+    tokenizer = load_tokenizer(data_dir)
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        raise TwinGPTError(f"{data_dir / TOKENIZER_FILE} is not what {data_dir} was packed with: run prepare again")
+    config = _config(request, manifest, data_dir)
+    fingerprint = {
+        "data": hashlib.sha256(f"{manifest.train.sha256} {manifest.val.sha256}".encode()).hexdigest(),
+        "tokenizer": manifest.tokenizer_sha256,
+        # It decides the data order and dropout: another one would be another run.
+        "seed": str(config.train.seed),
+    }
+    if checkpoint is not None:
+        check_resumable(config, fingerprint, checkpoint)
+    train = Batches(data_dir, manifest, "train", config.model.block_size, config.train.seed)
+    val = Batches(data_dir, manifest, "val", config.model.block_size)
+    engine_config = config.train.engine(request.device)
+    startup_check(request.backend, config.model, engine_config)
+    beat()
+    memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world), beat)
+    notes += halved
+    backend = create_backend(request.backend, config.model, engine_config, world)
+    together = {"--stop-at": str(request.stop_at), "--json": str(not request.estimate_time)}
+    check_agreement(world, config, fingerprint, checkpoint, together)
+    lock = _open_run(request.run_dir, data_dir, config, checkpoint) if world.rank == 0 else None
+    trainer = Trainer(
+        request.run_dir,
+        dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=memory.micro_batch)),
+        backend,
+        train,
+        val,
+        token_bytes=tokenizer.token_bytes(),
+        fingerprint=fingerprint,
+        write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train) if world.rank == 0 else None,
+        resume_from=checkpoint,
+        world=world,
+        beat=beat,
+    )
+    return Session(trainer, backend, config, memory, notes, lock, world)
+
+
+def _open_run(run_dir: Path, data_dir: Path, config: RunConfig, checkpoint: Checkpoint | None) -> RunLock:
+    check_disk(CheckpointStore(run_dir), config.model, config.train)
+    lock = _claim(run_dir, checkpoint)
+    try:
+        _copy_data_files(data_dir, run_dir)
+        if checkpoint is None or checkpoint.progress.step < config.train.steps:
+            config.save(run_dir)
+    except OSError as error:
+        raise TwinGPTError(f"{run_dir} cannot be written to: {error.strerror}") from None
+    return lock
+
+
+def _claim(run_dir: Path, checkpoint: Checkpoint | None) -> RunLock:
+    """Raises TwinGPTError if another process trains the run, or has done so since the checkpoint was chosen."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TwinGPTError(f"{run_dir} cannot be made: {error.strerror}") from None
+    lock = RunLock(run_dir)
+    steps = CheckpointStore(run_dir).steps()
+    if (checkpoint is None and steps) or (checkpoint is not None and checkpoint.progress.step not in steps):
+        raise TwinGPTError(f"{run_dir} was trained by another twingpt meanwhile: run the same command again")
+    return lock
+
+
+def _copy_data_files(data_dir: Path, run_dir: Path) -> None:
+    for name in (TOKENIZER_FILE, CONTACTS_FILE):
+        # Beside and renamed: an interrupted copy must not stay for good.
+        if (data_dir / name).is_file() and not (run_dir / name).exists():
+            shutil.copyfile(data_dir / name, run_dir / f".{name}.tmp")
+            (run_dir / f".{name}.tmp").replace(run_dir / name)
+
+
+def _plan_memory(
+    request: TrainRequest, config: RunConfig, batch_size: int, beat: Callable[[], None]
+) -> tuple[MemoryPlan, list[str]]:
+    """(the plan, a line for each micro-batch that was tried and did not fit). batch_size: this rank's.
+
+    Raises TwinGPTError if not even one sequence at a time fits into the user's own limit, or into memory.
+    """
+    # A small engine knows the device as well, and the run's own would take memory from the trial.
+    device = create_backend(request.backend, probe_spec(config.model), config.train.engine(request.device))
+    limit = device.memory_limit() or int(USABLE * machine_memory())
+    if request.memory_limit is not None:
+        limit = int(request.memory_limit * GIB)
+    # A run that went on with more ranks may have a micro-batch that no longer divides what each has.
+    micro_batch = math.gcd(config.train.micro_batch, batch_size) if config.train.micro_batch else 0
+    spec = config.model
+    train = dataclasses.replace(config.train, batch_size=batch_size, micro_batch=micro_batch)
+    strict = request.memory_limit is not None
+    plan = plan_memory(spec, train, device.name, device.device, limit, strict=strict)
+    wanted = request.probe_memory
+    if wanted is None:
+        wanted = train.micro_batch == 0 and device.device != "cpu"
+    halved: list[str] = []
+    while wanted:
+        tried = plan.micro_batch
+        beat()
+        result = probe(spec, train, request.backend, request.device, tried, PROBE_STEPS)
+        if result.fits:
+            break
+        smaller = smaller_micro_batch(train.batch_size, tried)
+        if smaller is None:
+            raise TwinGPTError(f"{result.reason}, with one sequence at a time: {LESS_MEMORY}, or close other programs")
+        halved.append(
+            f"{tried} sequences at a time did not fit into memory in a trial ({result.reason}): {smaller} now"
+        )
+        smaller_train = dataclasses.replace(train, micro_batch=smaller)
+        plan = plan_memory(spec, smaller_train, device.name, device.device, limit, strict=strict)
+    return plan, halved
+
+
+def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str]]:
+    store = CheckpointStore(request.run_dir)
+    if not request.resume:
+        if store.steps():
+            raise UsageError(
+                f"{request.run_dir} holds a run at step {store.steps()[-1]}: add --resume to go on with it, "
+                "or choose another --out"
+            )
+        return None, []
+    mark = RunningMark.read(request.run_dir)
+    notes = [] if mark is None else [mark.advice]
+    checkpoint, damaged = store.load_latest()
+    if checkpoint is not None:
+        return checkpoint, notes + [f"{line}; using {checkpoint.path.name} instead" for line in damaged]
+    if damaged:
+        raise TwinGPTError(f"{request.run_dir} cannot be resumed: {damaged[0]}")
+    if not (request.run_dir / CONFIG_FILE).is_file():
+        raise TwinGPTError(f"{request.run_dir} cannot be resumed: it holds no checkpoint")
+    return None, [*notes, f"{request.run_dir} ended before its first checkpoint: starting from step 0"]
+
+
+def _data_dir(request: TrainRequest) -> Path:
+    if request.data_dir is not None:
+        return request.data_dir
+    if not request.resume:
+        raise UsageError("--data is missing: the folder that `twingpt prepare` wrote")
+    return Path(RunConfig.load(request.run_dir).data)
+
+
+def _config(request: TrainRequest, manifest: Manifest, data_dir: Path) -> RunConfig:
+    data = str(data_dir.resolve())
+    if not request.resume:
+        model = {"vocab_size": manifest.vocab_size, **request.model}
+        config = make_config(
+            preset=request.preset, config_file=request.config_file, model=model, train=request.train, data=data
+        )
+    else:
+        stored = RunConfig.load(request.run_dir)
+        config = RunConfig(
+            model=dataclasses.replace(stored.model, **request.model),
+            train=dataclasses.replace(stored.train, **request.train),
+            data=data,
+        )
+    if config.model.vocab_size != manifest.vocab_size:
+        raise UsageError(
+            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer in {data_dir} has {manifest.vocab_size}"
+        )
+    return config
+
+
+def _sample_writer(
+    data_dir: Path, manifest: Manifest, tokenizer: Tokenizer, backend: Backend, config: TrainConfig
+) -> Callable[[int], str] | None:
+    """Answers the first validation question, or writes on from [BOS] where the text has no questions."""
+    if config.sample_tokens == 0:
+        return None
+    question = _validation_question(data_dir) if manifest.template == "qa" else None
+    prompt = [tokenizer.bos_id]
+    if question is not None:
+        prompt = question_prompt(tokenizer, question, None, backend.spec.block_size)
+    sampling = Sampling(seed=config.seed)
+
+    def write(tokens: int) -> str:
+        text = "".join(stream_text(backend, tokenizer, prompt, sampling, tokens))
+        return text if question is None else f"{question}\n{text}"
+
+    return write
+
+
+def _validation_question(data_dir: Path) -> str | None:
+    path = data_dir / "samples.jsonl"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            sample = Sample.from_json(line)
+            if sample.split == "val" and sample.question is not None:
+                return sample.question
+    return None
