@@ -11,7 +11,8 @@ from twingpt.core.sampling import Sampling
 from twingpt.core.state import weights_only
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 from twingpt.data.tokens.manifest import Manifest
-from twingpt.generation.writing import load_tokenizer, question_prompt, stream_text
+from twingpt.generation.prompts import question_prompt
+from twingpt.generation.writing import load_tokenizer, stream_text
 from twingpt.training.config import RunConfig, make_config
 from twingpt.training.probe import probe
 from twingpt.training.restart import supervise

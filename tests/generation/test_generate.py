@@ -13,14 +13,8 @@ from twingpt.data.contacts import standardise
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.library.verify import verify_numbers
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import (
-    question_prompt,
-    stop_tokens,
-    stream_text,
-    stream_tokens,
-    text_prompt,
-    with_contacts,
-)
+from twingpt.generation.prompts import question_prompt, text_prompt
+from twingpt.generation.writing import stop_tokens, stream_text, stream_tokens, with_contacts
 
 NEVER: frozenset[int] = frozenset()
 

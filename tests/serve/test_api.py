@@ -16,7 +16,8 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import question_prompt, stop_tokens, stream_text, text_prompt
+from twingpt.generation.prompts import question_prompt, text_prompt
+from twingpt.generation.writing import stop_tokens, stream_text
 from twingpt.serve.service import Service
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 

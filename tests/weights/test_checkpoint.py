@@ -11,6 +11,7 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import expected_shapes
 from twingpt.weights import checkpoint as checkpoint_module
+from twingpt.weights import format as format_module
 from twingpt.weights.checkpoint import CheckpointStore, Progress, find_checkpoint, read_checkpoint
 
 
@@ -37,6 +38,18 @@ def test_what_is_saved_comes_back_bit_for_bit(store: CheckpointStore, spec: GPTS
     assert loaded.progress == progress
     assert loaded.state.keys() == state.keys()
     assert all(np.array_equal(loaded.state[key], state[key]) for key in state)
+
+
+def test_equal_tensors_are_equal_bytes(tmp_path: Path) -> None:
+    """The library orders the metadata anew at every call: eight calls would hardly ever agree by chance."""
+    metadata = {name: f'"{name}" 한글' for name in "qwertyuiop"}
+    written = set()
+    for _ in range(8):
+        format_module.write_safetensors(tmp_path / "t", {"b": np.arange(3.0), "a": np.ones((2, 2))}, metadata)
+        written.add((tmp_path / "t").read_bytes())
+    assert len(written) == 1
+    tensors, found = format_module.read_safetensors(tmp_path / "t")
+    assert found == metadata and tensors["b"].tolist() == [0, 1, 2]
 
 
 def test_a_transposed_array_is_saved_as_it_reads(store: CheckpointStore, spec: GPTSpec, state: State) -> None:

@@ -20,7 +20,8 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import load_tokenizer, question_prompt, text_prompt
+from twingpt.generation.prompts import question_prompt, text_prompt
+from twingpt.generation.writing import load_tokenizer
 from twingpt.interchange.convert import convert_model, read_model
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 

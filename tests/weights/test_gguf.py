@@ -18,7 +18,7 @@ from twingpt.core.backend import Backend, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import question_prompt, text_prompt
+from twingpt.generation.prompts import question_prompt, text_prompt
 from twingpt.interchange.convert import convert_model
 
 pytest.importorskip("gguf", reason="the package gguf writes the file")

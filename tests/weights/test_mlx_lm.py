@@ -15,7 +15,7 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import question_prompt
+from twingpt.generation.prompts import question_prompt
 from twingpt.interchange.convert import convert_model, read_model
 
 mlx_lm = pytest.importorskip("mlx_lm", reason="the package mlx-lm opens the folder")

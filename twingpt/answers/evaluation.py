@@ -15,7 +15,8 @@ from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.text.corpus import seeded_order
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import Request, question_prompt, with_contacts, write_side_by_side
+from twingpt.generation.prompts import question_prompt
+from twingpt.generation.writing import Request, with_contacts, write_side_by_side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

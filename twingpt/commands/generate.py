@@ -46,7 +46,7 @@ class _Asked:
         return [self.text] if self.doc is None else [self.text, self.doc]
 
     def ids(self, tokenizer: "Tokenizer", block_size: int) -> list[int]:
-        from twingpt.generation.writing import question_prompt, text_prompt
+        from twingpt.generation.prompts import question_prompt, text_prompt
 
         if self.is_question:
             return question_prompt(tokenizer, self.text, self.doc, block_size)
@@ -192,22 +192,14 @@ def _asked(
     is_question = question is not None or questions is not None
     if doc is not None and not is_question:
         raise UsageError("--doc goes with --question or --questions")
+    from twingpt.generation.prompts import read_text
+
     text = None if doc is None else read_text(doc)
     path = prompts or questions
     lines = [prompt or question or ""]
     if path is not None:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        if not lines:
-            raise TwinGPTError(f"{path} holds no line of text")
     return [_Asked(line, is_question, text) for line in lines]
-
-
-def read_text(path: Path) -> str:
-    """Raises TwinGPTError if the file is missing or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TwinGPTError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
 def load_model(checkpoint: "Checkpoint", backend: str | None, device: Literal["auto", "gpu", "cpu"]) -> "Backend":

@@ -11,7 +11,7 @@ from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.data.files import CONTACTS_FILE, TOKENIZER_FILE
-from twingpt.data.tokens.template import END_ANSWER, END_SUMMARY, EOS, prompt_segments
+from twingpt.data.tokens.template import END_ANSWER, END_SUMMARY, EOS
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Batcher, Constraint, FinishReason
 
@@ -112,31 +112,6 @@ def answer_form(tokenizer: Tokenizer) -> AnswerForm:
 
 def stop_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(tokenizer.id(mark) for mark in (END_ANSWER, END_SUMMARY, EOS))
-
-
-def question_prompt(tokenizer: Tokenizer, question: str, doc: str | None, block_size: int) -> list[int]:
-    """The template that the model was trained on, up to [ANSWER].
-
-    Raises TwinGPTError if it leaves no room for an answer: cutting it would lose the question.
-    """
-    if doc is not None:
-        from twingpt.data.contacts import standardise
-
-        # As the documents of training are: contacts in their one form.
-        doc, _ = standardise(doc)
-    ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
-    if len(ids) >= block_size:
-        what = "question" if doc is None else "question and document"
-        raise TwinGPTError(
-            f"the {what} take {len(ids)} tokens, the model's context is {block_size}: shorten them, "
-            "or train with a larger --block-size"
-        )
-    return ids
-
-
-def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """[BOS] and the text, which the model is to continue."""
-    return [tokenizer.bos_id, *tokenizer.encode(text)]
 
 
 def load_tokenizer(run_dir: Path) -> Tokenizer:

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.generation.prompts import question_prompt, text_prompt
 from twingpt.generation.writing import Request as TextRequest
-from twingpt.generation.writing import question_prompt, stop_tokens, text_prompt, with_contacts
+from twingpt.generation.writing import stop_tokens, with_contacts
 from twingpt.serve.responses import Shape, contact_spans, usage
 from twingpt.serve.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from twingpt.serve.security import error_body

@@ -20,7 +20,8 @@ from twingpt.data.tokens.batches import Batches
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import load_tokenizer, question_prompt, stream_text
+from twingpt.generation.prompts import question_prompt
+from twingpt.generation.writing import load_tokenizer, stream_text
 from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config
 from twingpt.training.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.training.guards import check_disk

@@ -32,13 +32,28 @@ def save_tensors(path: Path, tensors: Tensors, spec: GPTSpec) -> str:
 
 
 def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write and fsync any tensors. Raises OSError."""
+    """Write and fsync any tensors: the same ones with the same metadata are the same bytes. Raises OSError."""
     try:
         # safetensors writes the buffer as it lies in memory: a transposed view would come out scrambled.
         save_file({name: np.require(t, requirements="C") for name, t in tensors.items()}, path, metadata)
     except SafetensorError as error:
         raise OSError(str(error)) from None
+    _sort_metadata(path)
     fsync(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a file's metadata into the order of its names: the library writes it in another order at every call."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) > size:
+            raise OSError(f"the header of {path} does not fit into the {size} bytes that it has")
+        # The format lets a header end in blanks.
+        file.seek(8)
+        file.write(ordered.ljust(size))
 
 
 def load_tensors(path: Path) -> tuple[GPTSpec, Tensors, str]:

@@ -1,0 +1,66 @@
+"""From what a person gives to the tokens that a model reads: cleaned as the training text was, then the template."""
+
+from pathlib import Path
+
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.data.tokens.template import prompt_segments
+from twingpt.data.tokens.tokenizer import Tokenizer
+
+
+def cleaned(text: str) -> str:
+    """Text as `prepare` leaves it: NFC, no invisible characters, one blank between words, nothing at either end.
+
+    A model reads what it learned from. A question typed on a Mac can arrive in NFD, where each syllable is two or three
+    characters that the vocabulary hardly knows.
+    """
+    # Not before it is asked for: it takes a moment to import.
+    from twingpt.data.text.changes import Changes
+    from twingpt.data.text.clean import clean_text
+
+    return clean_text(text.replace("\r\n", "\n").replace("\r", "\n"), Changes()).strip()
+
+
+def read_text(path: Path) -> str:
+    """A file of prompts, or a document, in any encoding and packing that `prepare` reads; cleaned.
+
+    Raises TwinGPTError if the file cannot be read, is binary, or holds no text.
+    """
+    from twingpt.data.text.changes import Changes
+    from twingpt.data.text.reading import Source, read_source
+
+    text = cleaned("".join(piece for piece, _ in read_source(Source(str(path), path), Changes())))
+    if not text:
+        raise TwinGPTError(f"{path} holds no text")
+    return text
+
+
+def question_prompt(tokenizer: Tokenizer, question: str, doc: str | None, block_size: int) -> list[int]:
+    """The template that the model was trained on, up to [ANSWER].
+
+    Raises UsageError for an empty question or document, TwinGPTError if they leave no room for an answer: cutting them
+    would lose the question.
+    """
+    question = cleaned(question)
+    if not question:
+        raise UsageError("the question is empty: ask something")
+    if doc is not None:
+        from twingpt.data.contacts import standardise
+
+        doc = cleaned(doc)
+        if not doc:
+            raise UsageError("the document is empty: give one with text in it, or none")
+        # As the documents of training are: contacts in their one form.
+        doc, _ = standardise(doc)
+    ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
+    if len(ids) >= block_size:
+        what = "question" if doc is None else "question and document"
+        raise TwinGPTError(
+            f"the {what} take {len(ids)} tokens, the model's context is {block_size}: shorten them, "
+            "or train with a larger --block-size"
+        )
+    return ids
+
+
+def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """[BOS] and the text, which the model is to continue."""
+    return [tokenizer.bos_id, *tokenizer.encode(cleaned(text))]
