@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,17 @@ def test_eval_as_a_table(cli: Cli, trained: Path, plain_data: Path) -> None:
     code, out, _ = cli("eval", trained, "--data", plain_data, "--device", "cpu")
     assert code == 0
     assert "bits_per_byte" in out
+
+
+def test_eval_refuses_the_data_of_another_tokenizer(cli: Cli, trained: Path, plain_data: Path, tmp_path: Path) -> None:
+    """Of the same size, so that nothing but its hash tells."""
+    data = tmp_path / "data"
+    shutil.copytree(plain_data, data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, "tokenizer_sha256": "0" * 64}))
+    code, _, err = cli("eval", trained, "--data", data, "--device", "cpu")
+    assert code == 2
+    assert f"{data} was packed with another tokenizer than {trained} was trained with" in err.replace("\n", "")
 
 
 def test_version_and_help(cli: Cli) -> None:

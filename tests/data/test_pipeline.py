@@ -306,6 +306,18 @@ def test_a_folder_that_cannot_be_written_and_one_in_use(raw: Path, tmp_path: Pat
         prepare([str(raw)], out, PLAIN)
 
 
+def test_a_refused_prepare_leaves_the_running_one_alone(raw: Path, tmp_path: Path) -> None:
+    """Before its first record stands there, the folder of the running one looks empty."""
+    out = tmp_path / "data"
+    workspace = Workspace(out)
+    with workspace.locked():
+        (workspace.scratch / "clean.tmp").mkdir()
+        with pytest.raises(TwinGPTError, match="is being written by another twingpt"):
+            prepare([str(raw)], out, PLAIN)
+        assert (workspace.scratch / "clean.tmp").is_dir()
+    assert not out.exists()
+
+
 def test_stdin_and_several_inputs(tmp_path: Path, korean_text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     text = korean_text(60)
     first, second = _raw(tmp_path, text[: len(text) // 2], "1.txt"), _raw(tmp_path, text[len(text) // 2 :], "2.txt")

@@ -248,9 +248,13 @@ def evaluate(
 
     checkpoint = load_checkpoint(run)
     manifest, tokenizer = Manifest.load(data), load_tokenizer(data)
+    if checkpoint.spec.vocab_size != manifest.vocab_size:
+        raise UsageError(f"{run} has vocabulary {checkpoint.spec.vocab_size}, {data} has {manifest.vocab_size}")
+    if load_tokenizer(checkpoint.path.parent.parent).sha256 != manifest.tokenizer_sha256:
+        raise UsageError(
+            f"{data} was packed with another tokenizer than {run} was trained with: name the DATA of that run"
+        )
     engine = load_model(checkpoint, backend, device)
-    if engine.spec.vocab_size != manifest.vocab_size:
-        raise UsageError(f"{run} has vocabulary {engine.spec.vocab_size}, {data} has {manifest.vocab_size}")
     batches = Batches(data, manifest, "val", engine.spec.block_size)
     result = evaluate_loss(engine, batches, tokenizer.token_bytes(), batch_size)
     shown: dict[str, Any] = {

@@ -57,7 +57,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Raises TwinGPTError if the folder cannot be made or another process writes in it."""
+        """Raises TwinGPTError if the folder cannot be made, or, touching nothing, if another process writes in it."""
         made = not self.folder.exists()
         try:
             self._state.mkdir(parents=True, exist_ok=True)
@@ -65,12 +65,13 @@ class Workspace:
         except OSError as error:
             raise TwinGPTError(f"{self.folder} cannot be written to: {error.strerror}") from None
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise TwinGPTError(
-                    f"{self.folder} is being written by another twingpt: wait, or give another --out"
-                ) from None
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise TwinGPTError(
+                f"{self.folder} is being written by another twingpt: wait, or give another --out"
+            ) from None
+        try:
             yield
         finally:
             lock.close()
