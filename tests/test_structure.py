@@ -19,7 +19,7 @@ ALLOWED = {
     "data": {"core", "data"},
     "weights": {"core", "weights"},
     "backends": {"core", "backends"},
-    "generation": {"core", "data", "generation"},
+    "generation": {"core", "data", "weights", "generation"},
     "checks": {"core", "weights", "backends", "checks"},
     "answers": {"core", "data", "generation", "answers"},
     "training": {"core", "data", "weights", "generation", "checks", "training"},

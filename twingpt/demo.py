@@ -5,18 +5,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from twingpt.core.backend import DeviceChoice, EngineConfig, create_backend, installed_backends
+from twingpt.core.backend import DeviceChoice, installed_backends
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
-from twingpt.core.state import weights_only
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 from twingpt.data.tokens.manifest import Manifest
-from twingpt.generation.prompts import question_prompt
-from twingpt.generation.writing import load_tokenizer, stream_text
+from twingpt.generation.model import load
 from twingpt.training.config import RunConfig, make_config
 from twingpt.training.probe import probe
 from twingpt.training.restart import supervise
-from twingpt.weights.checkpoint import load_checkpoint
 
 PRESET = "tiny"
 VOCAB_SIZE = 3000
@@ -73,12 +70,10 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     train(run, ["--backend", last, "--device", device, "--resume"], console)
 
     console.rule("4. ask")
-    tokenizer, checkpoint = load_tokenizer(run), load_checkpoint(run)
-    engine = create_backend(last, checkpoint.spec, EngineConfig(device=device))
-    engine.load_state(weights_only(checkpoint.state))
-    prompt = question_prompt(tokenizer, QUESTION, None, checkpoint.spec.block_size)
+    model = load(run, last, device)
     console.print(QUESTION, style="bold")
-    for piece in stream_text(engine, tokenizer, prompt, Sampling(temperature=0.5, top_k=20), 200):
+    sampling = Sampling(temperature=0.5, top_k=20)
+    for piece in model.stream(question=QUESTION, sampling=sampling, max_new_tokens=200):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.rule()

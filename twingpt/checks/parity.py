@@ -17,7 +17,7 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import initial_weights
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
-from twingpt.core.state import MODEL, expected_shapes, weights_only
+from twingpt.core.state import MODEL, expected_shapes
 from twingpt.weights.checkpoint import load_checkpoint
 
 # Float32, no dropout. Behind each: the largest error over SPECS measured on a CPU (x86-64, torch 2.13, mlx 0.32.4).
@@ -91,8 +91,8 @@ def run_ladder(run: Path | None = None, device: DeviceChoice = "auto") -> list[R
     for label, spec in SPECS.items():
         rungs += climb(label, spec, perturbed(spec), device)
     if run is not None:
-        checkpoint = load_checkpoint(run)
-        weights = weights_only(checkpoint.state)
+        checkpoint = load_checkpoint(run, optimizer=False)
+        weights = checkpoint.state
         spec = dataclasses.replace(checkpoint.spec, dropout=0.0)
         rungs += climb(checkpoint.path.name, spec, weights, device)
     return rungs

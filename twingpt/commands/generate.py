@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from twingpt.data.library.contact_store import ContactStore
     from twingpt.data.tokens.tokenizer import Tokenizer
     from twingpt.generation.writing import Request
-    from twingpt.weights.checkpoint import Checkpoint
 
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
 Format = Annotated[
@@ -142,8 +141,8 @@ def generate(
 ) -> None:
     """Write text from a trained model, as it comes; with either option on contacts, when it is complete."""
     from twingpt.core.sampling import Sampling
-    from twingpt.generation.writing import load_tokenizer, open_contacts
-    from twingpt.weights.checkpoint import load_checkpoint
+    from twingpt.generation.model import load
+    from twingpt.generation.writing import open_contacts
 
     asked = _asked(prompt, question, prompts, questions, doc)
     if form == "answer" and not all(one.is_question for one in asked):
@@ -156,13 +155,11 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    checkpoint = load_checkpoint(run)
-    run_dir = checkpoint.path.parent.parent
-    store = open_contacts(run_dir) if fill_contacts or verify_contacts else None
-    tokenizer = load_tokenizer(run_dir)
-    engine = load_model(checkpoint, backend, device)
+    model = load(run, backend, device)
+    engine = model.engine
+    store = open_contacts(model.run_dir) if fill_contacts or verify_contacts else None
     writer = _Writer(
-        engine, tokenizer, sampling, max_new_tokens, form == "answer", fill_contacts, verify_contacts, store
+        engine, model.tokenizer, sampling, max_new_tokens, form == "answer", fill_contacts, verify_contacts, store
     )
     if prompts is not None or questions is not None:
         for answer in writer.side_by_side(asked, slots):
@@ -202,21 +199,6 @@ def _asked(
     return [_Asked(line, is_question, text) for line in lines]
 
 
-def load_model(checkpoint: "Checkpoint", backend: str | None, device: Literal["auto", "gpu", "cpu"]) -> "Backend":
-    """The engine asked for (default: MLX where it is installed, since it starts faster), holding a checkpoint."""
-    from twingpt.core.backend import EngineConfig, create_backend, installed_backends
-    from twingpt.core.state import weights_only
-
-    if backend is None:
-        installed = installed_backends()
-        if not installed:
-            raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
-        backend = installed[-1]
-    engine = create_backend(backend, checkpoint.spec, EngineConfig(device=device))
-    engine.load_state(weights_only(checkpoint.state))
-    return engine
-
-
 def evaluate(
     run: Run,
     data: Annotated[Path, typer.Option(help="Folder that `prepare` wrote.", metavar="DATA")],
@@ -242,23 +224,21 @@ def evaluate(
     from twingpt.core.sampling import Sampling
     from twingpt.data.tokens.batches import Batches
     from twingpt.data.tokens.manifest import Manifest
-    from twingpt.generation.writing import load_tokenizer
+    from twingpt.generation.model import load
     from twingpt.training.validation import evaluate as evaluate_loss
-    from twingpt.weights.checkpoint import load_checkpoint
 
-    checkpoint = load_checkpoint(run)
-    manifest, tokenizer = Manifest.load(data), load_tokenizer(data)
-    if checkpoint.spec.vocab_size != manifest.vocab_size:
-        raise UsageError(f"{run} has vocabulary {checkpoint.spec.vocab_size}, {data} has {manifest.vocab_size}")
-    if load_tokenizer(checkpoint.path.parent.parent).sha256 != manifest.tokenizer_sha256:
+    manifest, model = Manifest.load(data), load(run, backend, device)
+    engine, tokenizer = model.engine, model.tokenizer
+    if model.spec.vocab_size != manifest.vocab_size:
+        raise UsageError(f"{run} has vocabulary {model.spec.vocab_size}, {data} has {manifest.vocab_size}")
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UsageError(
             f"{data} was packed with another tokenizer than {run} was trained with: name the DATA of that run"
         )
-    engine = load_model(checkpoint, backend, device)
     batches = Batches(data, manifest, "val", engine.spec.block_size)
     result = evaluate_loss(engine, batches, tokenizer.token_bytes(), batch_size)
     shown: dict[str, Any] = {
-        "checkpoint": checkpoint.path,
+        "checkpoint": model.checkpoint,
         "backend": engine.name,
         "device": engine.device,
         "loss": result.loss,

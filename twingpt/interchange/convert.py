@@ -113,7 +113,7 @@ def read_model(source: Path) -> Model:
         except TwinGPTError as error:
             raise TwinGPTError(f"{source} is not a whole model: {error}") from None
         return Model("native", spec, tensors, 0, _beside(source.parent))
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, optimizer=False)
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
     run = checkpoint.path.parent.parent
     return Model(

@@ -13,7 +13,6 @@ from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_bac
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
-from twingpt.core.state import weights_only
 from twingpt.data.files import CONTACTS_FILE
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.tokens.tokenizer import Tokenizer
@@ -63,17 +62,17 @@ class Model:
         if self.engine is None or self.engine.spec != checkpoint.spec:
             self.engine = None
             self.engine = create_backend(self._backend, checkpoint.spec, EngineConfig(device=self._device))
-        self.engine.load_state(weights_only(checkpoint.state))
+        self.engine.load_state(checkpoint.state)
         self.step = checkpoint.progress.step
         return self.engine
 
     def _read(self) -> Checkpoint | None:
         if self._fixed:
-            return read_checkpoint(self._path)
+            return read_checkpoint(self._path, optimizer=False)
         damaged: list[str] = []
         # A run in training may delete an old checkpoint while it is read; then there is a newer one.
         for _ in range(READ_ATTEMPTS):
-            checkpoint, damaged = CheckpointStore(self.run_dir).load_latest()
+            checkpoint, damaged = CheckpointStore(self.run_dir).load_latest(optimizer=False)
             if checkpoint is not None or not damaged:
                 return checkpoint
         raise TwinGPTError(damaged[0])

@@ -114,12 +114,15 @@ class CheckpointStore:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def load_latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """(newest readable checkpoint or None, one line for each newer one that is damaged)."""
+    def load_latest(self, *, optimizer: bool = True) -> tuple[Checkpoint | None, list[str]]:
+        """(newest readable checkpoint or None, one line for each newer one that is damaged).
+
+        optimizer: read the optimizer's state too.
+        """
         damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return self._read(step), damaged
+                return self._read(step, optimizer=optimizer), damaged
             except TwinGPTError as error:
                 damaged.append(str(error))
         return None, damaged
@@ -140,8 +143,8 @@ class CheckpointStore:
                 if step != best:
                     self._discard(self.path(step))
 
-    def _read(self, step: int) -> Checkpoint:
-        checkpoint = read_checkpoint(self.path(step))
+    def _read(self, step: int, *, optimizer: bool = True) -> Checkpoint:
+        checkpoint = read_checkpoint(self.path(step), optimizer=optimizer)
         if checkpoint.progress.step != step:
             raise TwinGPTError(f"{checkpoint.path} is of step {checkpoint.progress.step}: it was copied or renamed")
         return checkpoint
@@ -177,16 +180,19 @@ def write_checkpoint(folder: Path, spec: GPTSpec, state: State, progress: Progre
     fsync(folder)
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify one checkpoint folder. Raises TwinGPTError naming the file that is damaged."""
+def read_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
+    """Read and verify one checkpoint folder. Raises TwinGPTError naming the file that is damaged.
+
+    optimizer: read the optimizer's state too, which is twice as large as the weights and only training needs.
+    """
     progress, digests = read_progress(folder)
     spec, model, digest = load_tensors(folder / MODEL_FILE)
     state: State = {MODEL + name: tensor for name, tensor in model.items()}
     _expect(digests.get(MODEL_FILE), digest, folder / MODEL_FILE)
-    if OPTIMIZER_FILE in digests:
-        _, optimizer, digest = load_tensors(folder / OPTIMIZER_FILE)
+    if optimizer and OPTIMIZER_FILE in digests:
+        _, moments, digest = load_tensors(folder / OPTIMIZER_FILE)
         _expect(digests[OPTIMIZER_FILE], digest, folder / OPTIMIZER_FILE)
-        state.update(optimizer)
+        state.update(moments)
     try:
         check_state(spec, state)
     except TwinGPTError as error:
@@ -231,15 +237,16 @@ def find_checkpoint(path: Path) -> Path:
     return store.path(steps[-1])
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, optimizer: bool = True) -> Checkpoint:
     """What `find_checkpoint` means, read; for a run, the newest that is whole, with a warning for each that is not.
 
+    optimizer: read the optimizer's state too.
     Raises TwinGPTError if there is none.
     """
     found = find_checkpoint(path)
     if path in (found, found.parent.parent / BEST):
-        return read_checkpoint(found)
-    checkpoint, damaged = CheckpointStore(found.parent.parent).load_latest()
+        return read_checkpoint(found, optimizer=optimizer)
+    checkpoint, damaged = CheckpointStore(found.parent.parent).load_latest(optimizer=optimizer)
     if checkpoint is None:
         raise TwinGPTError(damaged[0])
     for line in damaged:
