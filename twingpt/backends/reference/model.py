@@ -262,7 +262,7 @@ def activate(name: str, x: Floats) -> tuple[Floats, Floats]:
     """(activation, its derivative) of every value, both in the shape of x."""
     if name == "relu2":
         positive = np.maximum(x, np.float32(0.0))
-        return positive * positive, 2.0 * positive
+        return positive * positive, np.float32(2.0) * positive
     return gelu_tanh(x) if name == "gelu_tanh" else gelu(x)
 
 
@@ -279,13 +279,13 @@ def gelu_tanh(x: Floats) -> tuple[Floats, Floats]:
     c = math.sqrt(2.0 / math.pi)
     t = np.tanh(c * (x + 0.044715 * x * x * x))
     slope = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3 * 0.044715 * x * x)
-    return 0.5 * x * (1.0 + t), slope
+    return (0.5 * x * (1.0 + t)).astype(np.float32), slope.astype(np.float32)
 
 
 def silu(x: Floats) -> tuple[Floats, Floats]:
     """x sigmoid(x) and its derivative; the sigmoid by tanh, which cannot overflow."""
     sigmoid = 0.5 * (1.0 + np.tanh(0.5 * x))
-    return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))
+    return (x * sigmoid).astype(np.float32), (sigmoid * (1.0 + x * (1.0 - sigmoid))).astype(np.float32)
 
 
 # NumPy has no error function. From 6 on it is 1 in float64.

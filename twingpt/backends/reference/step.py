@@ -113,8 +113,13 @@ def clip_and_update(
 
 
 def global_norm(grads: Tree) -> float:
-    """The length of all gradients as one vector. In float64, as a float32 sum of many squares is not exact enough."""
-    return math.sqrt(sum(float(np.square(grad, dtype=np.float64).sum()) for grad in grads.values()))
+    """The length of all gradients as one vector."""
+    return math.hypot(*(length(grad) for grad in grads.values()))
+
+
+def length(x: Floats) -> float:
+    """Root of the sum of squares. In float64, as a float32 sum of many squares is not exact enough to clip by."""
+    return math.sqrt(float(np.square(x, dtype=np.float64).sum()))
 
 
 def adamw(parameters: Parameters, moments: Moments, table: dict[str, Param], config: EngineConfig, lr: float) -> None:
@@ -163,8 +168,8 @@ def orthogonal(x: Floats) -> Floats:
     # The Gram matrix is the smaller one if the matrix is not taller than it is wide.
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    x = x / (math.sqrt(float(np.square(x, dtype=np.float64).sum())) + EPS)
+    x = x / np.float32(length(x) + EPS)
     for _ in range(STEPS):
         gram = x @ x.T
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        x = (a * x + (b * gram + c * (gram @ gram)) @ x).astype(np.float32, copy=False)
     return x.T if tall else x
