@@ -8,7 +8,7 @@ import importlib.util
 import zlib
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from twingpt.core.params import OptimizerName
 from twingpt.core.spec import GPTSpec, check_types
 from twingpt.core.world import World
 
-BackendName = Literal["mps", "mlx"]
+BackendName = Literal["mps", "mlx", "reference"]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 Precision = Literal["float32", "bfloat16"]
 
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+BACKENDS: tuple[BackendName, ...] = ("mps", "mlx")
+"""The engines that are compared and measured. "reference", in plain NumPy, is there to be read."""
 
 State = dict[str, NDArray[Any]]
 """`model/<name>`, `adamw.m/<name>`, `adamw.v/<name>`, `muon.momentum/<name>` (float32),
@@ -169,9 +170,13 @@ def join_world(name: str, timeout: float) -> World:
 
 
 def _engine_module(name: str, module: str) -> ModuleType:
-    packages = {"mps": ("torch_mps", "torch", "torch"), "mlx": ("mlx", "mlx.core", "mlx")}
+    packages = {
+        "mps": ("torch_mps", "torch", "torch"),
+        "mlx": ("mlx", "mlx.core", "mlx"),
+        "reference": ("reference", "numpy", "numpy"),
+    }
     if name not in packages:
-        raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+        raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(packages)}")
     package, framework, extra = packages[name]
     if not framework_installed(framework):
         raise TwinGPTError(f"backend {name} needs {extra}, which is not installed: pip install 'twingpt[{extra}]'")

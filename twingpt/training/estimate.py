@@ -77,10 +77,26 @@ MLX_DROPOUT = Footprint(square=2.5, passing=40.0, **_MLX)
 # 45 and 207 MB more than before with a vocabulary of 4,000 and 16,000.
 _CPU = {"logits": 22.0, "all_logits": 5.0}
 MLX_CPU, MLX_CPU_DROPOUT = replace(MLX, **_CPU), replace(MLX_DROPOUT, **_CPU)
+# NumPy keeps every layer's arrays until the next pass, whether they are wanted again or not. Set above what tracemalloc
+# counted on three small models, not fitted.
+NUMPY = Footprint(
+    width=14.0,
+    hidden=4.0,
+    square=3.0,
+    passing=10.0,
+    logits=5.0,
+    all_logits=5.0,
+    half=1.0,
+    framework=6,
+    recomputed=float("inf"),
+    update=1.0,
+)
 
 
 def footprint(backend: BackendName, device: str, dropout: bool) -> Footprint:
     """Which kernels an engine takes for attention: PyTorch's CPU has a fused one without dropout, MPS never."""
+    if backend == "reference":
+        return NUMPY
     if backend == "mlx":
         if device == "cpu":
             return MLX_CPU_DROPOUT if dropout else MLX_CPU
