@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from tests.backends.test_engine import windows
 from tests.conftest import make_engine
-from twingpt import parity
 from twingpt.backends.reference.model import activate, erf, silu
 from twingpt.backends.reference.step import orthogonal
+from twingpt.checks import parity
 from twingpt.core.backend import Backend, EngineConfig, State, create_backend, join_world
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
@@ -36,7 +36,7 @@ def largest(difference: NDArray[Any]) -> float:
 
 
 def uncertain(spec: GPTSpec, name: str, gradient: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where a gradient is rounding noise, which Adam scales up to whole steps, as in twingpt.parity."""
+    """Where a gradient is rounding noise, which Adam scales up to whole steps, as in twingpt.checks.parity."""
     noise: NDArray[np.bool_] = np.abs(gradient) <= 1e-4 * np.abs(gradient).max()
     noise &= gradient != 0.0
     part = parity.key_bias(spec, name)
