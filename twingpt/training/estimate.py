@@ -80,7 +80,7 @@ MLX_CPU, MLX_CPU_DROPOUT = replace(MLX, **_CPU), replace(MLX_DROPOUT, **_CPU)
 # NumPy keeps every layer's arrays until the next pass, whether they are wanted again or not. Set above what tracemalloc
 # counted on three small models, not fitted.
 NUMPY = Footprint(
-    width=14.0,
+    width=24.0,
     hidden=4.0,
     square=3.0,
     passing=10.0,
