@@ -64,7 +64,7 @@ def test_train_resume_in_the_other_engine_evaluate_and_generate(cli: Cli, tmp_pa
     train = ("train", "--out", run, "--data", plain_data)
     code, out, _ = cli(*train, "--backend", "mps", "--steps", 6, "--stop-at", 3, "--log-every", 1, *TINY)
     assert code == 0
-    assert "mps on cpu" in out
+    assert "PyTorch on cpu" in out
     assert cli("train", "--out", run, "--resume", "--backend", "mlx", "--device", "cpu")[0] == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
@@ -87,6 +87,13 @@ def test_train_resume_in_the_other_engine_evaluate_and_generate(cli: Cli, tmp_pa
         code, out, _ = cli("generate", run, *args, "--json")
         assert json.loads(out)["text"] == texts[-1].removesuffix("\n")
     assert texts[0] == texts[1]
+
+
+def test_torch_is_another_name_of_mps(cli: Cli, trained: Path) -> None:
+    options = ["--question", "여권?", "--device", "cpu", "--max-new-tokens", 3, "--json"]
+    answers = {name: json.loads(cli("generate", trained, "--backend", name, *options)[1]) for name in ("torch", "mps")}
+    assert answers["torch"] == answers["mps"] and answers["torch"]["backend"] == "mps"
+    assert_one_line(cli("generate", trained, "--backend", "tourch", *options), 2, "unknown backend 'tourch'", "mlx")
 
 
 def test_a_step_folder_can_be_named(cli: Cli, trained: Path) -> None:
@@ -200,7 +207,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_a_checkpoint_of_another_shape_is_refused(cli: Cli, tmp_path: Path, plain_data: Path, trained: Path) -> None:
     spec = GPTSpec(vocab_size=999, block_size=32, n_layer=1, n_head=1, n_embd=8)
     CheckpointStore(tmp_path / "run").save(spec, perturbed(spec), Progress(step=1))
-    (tmp_path / "run" / "config.toml").write_bytes((trained / "config.toml").read_bytes())
+    for name in ("config.toml", "tokenizer.json"):
+        (tmp_path / "run" / name).write_bytes((trained / name).read_bytes())
     result = cli("train", "--out", tmp_path / "run", "--data", plain_data, "--resume", "--device", "cpu")
     assert_one_line(result, 1, "another model", "n_layer", "n_embd")
     assert_one_line(cli("eval", tmp_path / "run", "--data", plain_data, "--device", "cpu"), 2, "999")

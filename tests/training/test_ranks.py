@@ -255,6 +255,8 @@ def test_what_cannot_be_launched_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, "1")
     with pytest.raises(UsageError, match=r"started by torchrun, .* start it with mlx\.launch"):
         check_launcher("mlx")
+    with pytest.raises(UsageError, match=r"started by torchrun, .* it trains in one process"):
+        check_launcher("reference")
     check_launcher("mps")
 
 

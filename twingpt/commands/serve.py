@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from twingpt.commands.options import AnyBackend
 from twingpt.core.errors import UsageError
 
 
@@ -13,9 +14,7 @@ def serve(
         Path,
         typer.Argument(help="A run's folder, also of one that is still training; or one checkpoint.", metavar="RUN"),
     ],
-    backend: Annotated[
-        str | None, typer.Option("--backend", help="Engine: mps (PyTorch) or mlx.", show_default="the one installed")
-    ] = None,
+    backend: AnyBackend = None,
     device: Annotated[
         Literal["auto", "gpu", "cpu"], typer.Option(help="auto: Metal, else CUDA, else the CPU.")
     ] = "auto",
@@ -43,6 +42,7 @@ def serve(
     max_body: Annotated[int, typer.Option(help="Largest request, in KiB.", min=1)] = 1024,
 ) -> None:
     """Answer questions over the OpenAI API and on a page, and show the run as it trains."""
+    from twingpt.core.backend import TITLES
     from twingpt.serve.service import Limits, open_service, require_packages
 
     require_packages()
@@ -69,7 +69,9 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     base = f"http://{shown}:{listening.getsockname()[1]}"
     engine = service.model.engine
-    what = "no checkpoint yet" if engine is None else f"step {service.model.step}, {engine.name} on {engine.device}"
+    what = "no checkpoint yet"
+    if engine is not None:
+        what = f"step {service.model.step}, {TITLES[engine.name]} on {engine.device}"
     console.print(f"{service.name}: {what}", markup=False, highlight=False)
     console.print(f"page    {base}/", markup=False, highlight=False)
     console.print(f"API     {base}/v1   (model {service.name!r})", markup=False, highlight=False)

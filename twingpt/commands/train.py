@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from twingpt.commands.options import TrainingBackend
 from twingpt.console import print_json
 from twingpt.core.errors import RestartError
 
@@ -18,7 +19,7 @@ def train(
         Path | None,
         typer.Option(help="Folder that `prepare` wrote.", metavar="DATA", show_default="the run's, with --resume"),
     ] = None,
-    backend: Annotated[str, typer.Option("--backend", help="Engine: mps (PyTorch) or mlx.")] = "mps",
+    backend: TrainingBackend = "mps",
     device: Annotated[
         Literal["auto", "gpu", "cpu"],
         typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),

@@ -22,6 +22,12 @@ BackendName = Literal["mps", "mlx", "reference"]
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 Precision = Literal["float32", "bfloat16"]
 
+TITLES: dict[str, str] = {"mps": "PyTorch", "mlx": "MLX", "reference": "NumPy"}
+"""Engine -> what people call it. `mps` also computes on CUDA and on a CPU, so its name would mislead in a sentence."""
+
+ALIASES: dict[str, str] = {"torch": "mps"}
+"""Other names that an engine can be asked for by -> its name."""
+
 BACKENDS: tuple[BackendName, ...] = ("mps", "mlx")
 """The engines that are compared and measured. "reference", in plain NumPy, is there to be read."""
 

@@ -6,6 +6,9 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.tokens.template import prompt_segments
 from twingpt.data.tokens.tokenizer import Tokenizer
 
+# Of the bytes of a file; as `prepare` has it by default.
+MAX_UNDECODABLE = 0.01
+
 
 def cleaned(text: str) -> str:
     """Text as `prepare` leaves it: NFC, no invisible characters, one blank between words, nothing at either end.
@@ -28,7 +31,13 @@ def read_text(path: Path) -> str:
     from twingpt.data.text.changes import Changes
     from twingpt.data.text.reading import Source, read_source
 
-    text = cleaned("".join(piece for piece, _ in read_source(Source(str(path), path), Changes())))
+    changes = Changes()
+    text = cleaned("".join(piece for piece, _ in read_source(Source(str(path), path), changes, max_undecodable=1)))
+    lost = changes.counts.get("undecodable bytes", 0)
+    if lost > MAX_UNDECODABLE * path.stat().st_size:
+        raise TwinGPTError(
+            f"{path} cannot be read as text, {lost:,} of its bytes are in no known encoding: save it as UTF-8"
+        )
     if not text:
         raise TwinGPTError(f"{path} holds no text")
     return text

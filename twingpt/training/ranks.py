@@ -31,9 +31,10 @@ def check_launcher(backend: str) -> None:
     """Raises UsageError if another engine's launcher started this process."""
     name = launched_for()
     if name is not None and name != backend:
+        own = LAUNCHERS.get(backend)
         raise UsageError(
             f"--backend {backend} was started by {LAUNCHERS[name]}, which serves --backend {name}: "
-            f"start it with {LAUNCHERS[backend]}"
+            + (f"start it with {own}" if own else "it trains in one process, so start it without a launcher")
         )
 
 
