@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from twingpt.commands import data as cli_data
 from twingpt.core.errors import TwinGPTError
 
-COMMANDS = ["clean", "tokenizer", "samples", "pack", "inspect"]
+COMMANDS = ["clean", "tokenizer", "samples", "pack", "library", "inspect"]
 
 
 @pytest.fixture

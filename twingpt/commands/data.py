@@ -175,6 +175,22 @@ def pack_command(
     _run([], data, _settings(locals()), ("pack",), 1, json)
 
 
+@app.command("library")
+def library_command(data: Data, json: Json = False) -> None:
+    """Index DATA/cleaned.txt into DATA/library.sqlite, to find passages in."""
+    from twingpt.data.files import CLEANED_FILE, LIBRARY_FILE
+    from twingpt.data.library.build import build_library, read_documents
+    from twingpt.data.text.corpus import Documents
+
+    documents = Documents(data / CLEANED_FILE)
+    with _interruptible():
+        passages = build_library(data / LIBRARY_FILE, read_documents(documents))
+    if json:
+        _print_json({"documents": len(documents), "passages": passages})
+    else:
+        typer.echo(f"{data / LIBRARY_FILE}: {len(documents):,} documents, {passages:,} passages")
+
+
 @app.command("inspect")
 def inspect_command(
     data: Annotated[Path, typer.Argument(help="Folder that `prepare` wrote.", metavar="DATA", show_default=False)],

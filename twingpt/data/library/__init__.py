@@ -1,1 +1,1 @@
-"""The user's text to find things in: its contacts with their places, and what an output says against them."""
+"""The user's text to find things in: passages by a question, contacts by their places, and a check of an output."""

@@ -1,0 +1,120 @@
+"""The library: whole passages, found by what people type, in a file that is there whole or not at all."""
+
+import sqlite3
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.data.library.build import (
+    PASSAGE_CHARS,
+    LibraryDocument,
+    build_library,
+    read_documents,
+    split_passages,
+)
+from twingpt.data.library.search import Library, sentences
+from twingpt.data.library.terms import terms
+from twingpt.data.text.corpus import Documents
+
+DOCUMENTS = [
+    LibraryDocument(
+        "여권 분실", ("가까운 경찰서에 먼저 신고합니다. 그다음 대사관에 전화합니다.", "사진 두 장을 준비합니다.")
+    ),
+    LibraryDocument("비자 연장", ("이민국에서 연장 신청서를 냅니다. 수수료는 현금으로 냅니다.",)),
+    LibraryDocument("", ("약국은 밤 아홉 시에 닫습니다. 병원 응급실은 늘 열려 있습니다.",)),
+    LibraryDocument("섬 여행", tuple(f"배편 {i}번은 아침에 떠납니다." for i in range(40))),
+]
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    assert build_library(tmp_path / "library.sqlite", DOCUMENTS) == 44
+    return tmp_path / "library.sqlite"
+
+
+@pytest.mark.parametrize(
+    ("question", "title", "begins"),
+    [
+        ("경찰서는 어디에 신고해요?", "여권 분실", "가까운"),
+        ("비자를 연장하려면 수수료가 얼마예요?", "비자 연장", "이민국"),
+        ("약국이 언제 닫아요?", "", "약국은"),
+        ("여권 사진은 몇 장이 필요한가요", "여권 분실", "사진"),
+    ],
+)
+def test_a_question_finds_its_passage_whatever_particles_it_has(
+    library: Path, question: str, title: str, begins: str
+) -> None:
+    with Library(library) as opened:
+        found = opened.search(question)
+        assert (found[0].title, found[0].text.startswith(begins)) == (title, True)
+        assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
+        assert opened.search(unicodedata.normalize("NFD", question)) == found
+        best = opened.best_sentences(question, found)
+        assert best and all(one.text in found[one.passage].text for one in best)
+
+
+def test_what_shares_nothing_with_the_text_finds_nothing(library: Path) -> None:
+    with Library(library) as opened:
+        for question in ("", "?!", "xyz 쀍쁧"):
+            assert opened.search(question) == []
+        # No operator of the index's query language is one here.
+        assert opened.search('"경찰서" OR NOT NEAR(*)')[0].title == "여권 분실"
+
+
+def test_terms_are_pairs_of_syllables_within_words() -> None:
+    assert terms("대사관은 Tel 02-8555") == ["대사", "사관", "관은", "tel", "02", "8555"]
+    assert terms("ＡＢ 집") == ["ab", "집"]
+
+
+def test_the_same_text_is_the_same_bytes(library: Path, tmp_path: Path) -> None:
+    build_library(tmp_path / "again.sqlite", iter(DOCUMENTS))
+    assert (tmp_path / "again.sqlite").read_bytes() == library.read_bytes()
+
+
+def test_paragraphs_stay_whole_up_to_a_length(tmp_path: Path) -> None:
+    lines = ["짧은 줄입니다.", "가" * 995 + ".", "문장 하나입니다. " * 200]
+    passages = list(split_passages(lines))
+    assert max(map(len, passages)) <= PASSAGE_CHARS
+    assert passages[:2] == lines[:2]
+    assert "".join(passages).replace("\n", "").replace(" ", "") == "".join(lines).replace(" ", "")
+    (tmp_path / "cleaned.txt").write_text("여권 분실\n신고합니다.\n전화합니다.\n\n제목 없이 끝나는 글입니다.\n")
+    read = list(read_documents(Documents(tmp_path / "cleaned.txt")))
+    assert read == [
+        LibraryDocument("여권 분실", ("신고합니다.\n전화합니다.",)),
+        LibraryDocument("", ("제목 없이 끝나는 글입니다.",)),
+    ]
+
+
+def test_sentences_are_cut_at_closing_marks_and_line_ends() -> None:
+    text = "하나입니다. 둘은 3.5미터입니다!\n셋 (끝.) 넷"
+    assert sentences(text) == ["하나입니다.", "둘은 3.5미터입니다!", "셋 (끝.)", "넷"]
+
+
+def test_an_interrupted_build_leaves_the_old_library(library: Path) -> None:
+    def broken() -> Iterator[LibraryDocument]:
+        yield DOCUMENTS[0]
+        raise KeyboardInterrupt
+
+    before = library.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        build_library(library, broken())
+    assert library.read_bytes() == before
+    with pytest.raises(TwinGPTError, match="there is no text"):
+        build_library(library, [])
+    assert library.read_bytes() == before
+
+
+def test_what_is_no_library_is_refused_in_one_line(library: Path, tmp_path: Path) -> None:
+    with pytest.raises(TwinGPTError, match=r"does not exist: make it again with `twingpt data library"):
+        Library(tmp_path / "none.sqlite")
+    (tmp_path / "text.sqlite").write_text("no database " * 500)
+    with pytest.raises(TwinGPTError, match="cannot be read as a library"):
+        Library(tmp_path / "text.sqlite")
+    with sqlite3.connect(library) as db:
+        db.execute("UPDATE meta SET value = '99' WHERE name = 'format_version'")
+    db.close()
+    with pytest.raises(TwinGPTError, match="format version 99"):
+        Library(library)

@@ -1,0 +1,101 @@
+"""`library.sqlite`: the user's text as documents and passages, with an index to find a passage by a question."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.data.library.terms import terms
+from twingpt.data.text.corpus import Documents
+from twingpt.data.text.documents import is_title
+from twingpt.data.text.korean import pre_split
+
+FORMAT_VERSION = "1"
+PASSAGE_CHARS = 1000
+"""A passage is cut at a sentence's end only above this length."""
+
+# The index keeps no text (content=''), as the passages have it. It does keep the places of terms: with detail=none or
+# detail=column, bm25() loses how often a term stands in a passage, and finds next to nothing (benchmarks/LOG.md).
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE document (id INTEGER PRIMARY KEY, title TEXT NOT NULL);
+CREATE TABLE passage (id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES document, text TEXT NOT NULL);
+CREATE VIRTUAL TABLE passage_terms USING fts5(terms, content='', tokenize='unicode61 remove_diacritics 0');
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryDocument:
+    """title: "" where the document has none. passages: its text in order, without the title."""
+
+    title: str
+    passages: tuple[str, ...]
+
+
+def read_documents(documents: Documents) -> Iterator[LibraryDocument]:
+    """The documents of cleaned.txt; a first line that reads like a title is one."""
+    for text in documents:
+        lines = text.split("\n")
+        title = lines[0] if len(lines) > 1 and is_title(lines[0]) else ""
+        yield LibraryDocument(title, tuple(split_passages(lines[1:] if title else lines)))
+
+
+def split_passages(lines: Iterable[str]) -> Iterator[str]:
+    """Neighbouring lines together up to PASSAGE_CHARS; a longer line is cut at its sentences' ends."""
+    waiting: list[str] = []
+    size = 0
+    for line in lines:
+        for piece in pre_split(line, PASSAGE_CHARS):
+            if waiting and size + len(piece) > PASSAGE_CHARS:
+                yield "\n".join(waiting)
+                waiting, size = [], 0
+            if piece.strip():
+                waiting.append(piece.strip())
+                size += len(piece) + 1
+    if waiting:
+        yield "\n".join(waiting)
+
+
+def build_library(path: Path, documents: Iterable[LibraryDocument]) -> int:
+    """Write a library, replacing one at `path` only once the new one is whole; returns how many passages it holds.
+
+    One document is in memory at a time. The same documents give the same bytes. Raises TwinGPTError if the file cannot
+    be written, or if there is no text.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        db = sqlite3.connect(temporary)
+        try:
+            db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = FULL;" + _SCHEMA)
+            passages = _insert(db, documents)
+            db.execute("INSERT INTO passage_terms (passage_terms) VALUES ('optimize')")
+            facts = {"format_version": FORMAT_VERSION, "passages": str(passages)}
+            db.executemany("INSERT INTO meta VALUES (?, ?)", sorted(facts.items()))
+            db.commit()
+        finally:
+            db.close()
+        if not passages:
+            temporary.unlink()
+            raise TwinGPTError(f"{path}: there is no text to find anything in")
+        temporary.replace(path)
+    except (OSError, sqlite3.Error) as error:
+        temporary.unlink(missing_ok=True)
+        raise TwinGPTError(f"{path} cannot be written ({error}): check the folder and the free space") from None
+    return passages
+
+
+def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> int:
+    count = 0
+    for number, document in enumerate(documents):
+        db.execute("INSERT INTO document VALUES (?, ?)", (number, document.title))
+        # A question names the subject, which often stands in the title alone.
+        title = terms(document.title)
+        for text in document.passages:
+            db.execute("INSERT INTO passage VALUES (?, ?, ?)", (count, number, text))
+            db.execute(
+                "INSERT INTO passage_terms (rowid, terms) VALUES (?, ?)", (count, " ".join([*title, *terms(text)]))
+            )
+            count += 1
+    return count

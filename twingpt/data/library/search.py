@@ -1,0 +1,130 @@
+"""Finding the passages of a library that a question asks for, and the sentences of them that fit it best."""
+
+import math
+import re
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.data.library.build import FORMAT_VERSION
+from twingpt.data.library.terms import terms
+
+REMEDY = "make it again with `twingpt data library DATA`"
+FREQUENT = 0.05
+"""A term of more than this share of the passages says little and takes most of the time."""
+LEAST_TERMS = 3
+"""That many rarer terms a question must have before its frequent ones are left out."""
+K1, B = 1.2, 0.75
+"""BM25's saturation and length normalisation, as FTS5 has them (Robertson and Zaragoza, 2009)."""
+
+_SENTENCE = re.compile(r"[^\n]+?(?:[.!?…][\"'”’)\]]*(?=\s|$)|$)", re.M)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage that was found. number: in the library. score: BM25, larger fits better."""
+
+    number: int
+    document: int
+    title: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSentence:
+    """A sentence of passages[passage], as it stands there, and how well it fits."""
+
+    passage: int
+    text: str
+    score: float
+
+
+class Library:
+    """A library to search in. Use as a context manager, or `close()` it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises TwinGPTError if the file is missing, damaged, or of another format."""
+        if not path.is_file():
+            raise TwinGPTError(f"{path} does not exist: {REMEDY}")
+        self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            facts = dict(self._db.execute("SELECT name, value FROM meta"))
+            if facts.get("format_version") != FORMAT_VERSION:
+                raise TwinGPTError(f"{path} has format version {facts.get('format_version')}: {REMEDY}")
+            self.passages = int(facts["passages"])
+            self._db.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab('main', 'passage_terms', 'row')")
+        except (sqlite3.Error, KeyError, ValueError) as error:
+            self.close()
+            raise TwinGPTError(f"{path} cannot be read as a library ({error}): {REMEDY}") from None
+        except TwinGPTError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def search(self, question: str, limit: int = 5) -> list[Passage]:
+        """The passages that fit a question, the best first; none where it shares no term with the text."""
+        counts = self._counts(question)
+        known = {term: count for term, count in counts.items() if count}
+        rare = {term: count for term, count in known.items() if count <= FREQUENT * self.passages}
+        chosen = rare if len(rare) >= LEAST_TERMS else known
+        if not chosen:
+            return []
+        query = " OR ".join(f'"{term}"' for term in chosen)
+        rows = self._db.execute(
+            "SELECT passage.id, document.id, title, text, -found.score FROM"
+            " (SELECT rowid, bm25(passage_terms) AS score FROM passage_terms WHERE passage_terms MATCH ?"
+            " ORDER BY score, rowid LIMIT ?) AS found"
+            " JOIN passage ON passage.id = found.rowid JOIN document ON document.id = passage.document"
+            " ORDER BY found.score, passage.id",
+            (query, limit),
+        )
+        return [Passage(*row) for row in rows]
+
+    def best_sentences(self, question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:
+        """The sentences of these passages that fit the question best by BM25, the best first.
+
+        A sentence of a passage that fits better counts for more: the scores of both are multiplied.
+        """
+        weights = {term: self._weight(count) for term, count in self._counts(question).items()}
+        found = [
+            (i, sentence, terms(sentence)) for i, passage in enumerate(passages) for sentence in sentences(passage.text)
+        ]
+        mean = sum(len(words) for _, _, words in found) / max(1, len(found)) or 1.0
+        scored = []
+        for i, sentence, words in found:
+            norm = K1 * (1 - B + B * len(words) / mean)
+            fit = sum(weight * (K1 + 1) * n / (n + norm) for t, weight in weights.items() if (n := words.count(t)))
+            scored.append(FoundSentence(i, sentence, fit * passages[i].score))
+        return sorted(scored, key=lambda one: -one.score)[:limit]
+
+    def _counts(self, question: str) -> dict[str, int]:
+        """How many passages hold each term of the question."""
+        counts = {}
+        for term in dict.fromkeys(terms(question)):
+            row = self._db.execute("SELECT doc FROM temp.vocabulary WHERE term = ?", (term,)).fetchone()
+            counts[term] = 0 if row is None else int(row[0])
+        return counts
+
+    def _weight(self, count: int) -> float:
+        """The inverse document frequency of a term, never negative."""
+        return math.log1p((self.passages - count + 0.5) / (count + 0.5))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a passage, each as it stands there: cut at closing marks and at line ends."""
+    return [sentence for match in _SENTENCE.finditer(text) if (sentence := match.group().strip())]
