@@ -16,7 +16,7 @@ from twingpt.data.library.build import (
     split_passages,
 )
 from twingpt.data.library.search import Library, sentences
-from twingpt.data.library.terms import terms
+from twingpt.data.library.terms import question_terms, terms
 from twingpt.data.text.corpus import Documents
 
 DOCUMENTS = [
@@ -67,6 +67,12 @@ def test_what_shares_nothing_with_the_text_finds_nothing(library: Path) -> None:
 def test_terms_are_pairs_of_syllables_within_words() -> None:
     assert terms("대사관은 Tel 02-8555") == ["대사", "사관", "관은", "tel", "02", "8555"]
     assert terms("ＡＢ 집") == ["ab", "집"]
+
+
+def test_words_that_only_ask_are_not_looked_for() -> None:
+    assert question_terms("여권을 잃어버렸을 때 해야 할 일 정리해줘") == terms("여권을 잃어버렸을")
+    assert question_terms("비자 연장은 어떻게 하나요?") == terms("비자 연장은")
+    assert question_terms("무엇을 해야 하나요?") == terms("무엇을 해야 하나요")
 
 
 def test_the_same_text_is_the_same_bytes(library: Path, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import Self
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.library.build import FORMAT_VERSION
-from twingpt.data.library.terms import terms
+from twingpt.data.library.terms import question_terms, terms
 
 REMEDY = "make it again with `twingpt data library DATA`"
 FREQUENT = 0.05
 """A term of more than this share of the passages says little and takes most of the time."""
+FEW = 1000
+"""Passages that take no time to look through: a term of so few is never left out."""
 LEAST_TERMS = 3
 """That many rarer terms a question must have before its frequent ones are left out."""
 K1, B = 1.2, 0.75
@@ -80,7 +82,7 @@ class Library:
         """The passages that fit a question, the best first; none where it shares no term with the text."""
         counts = self._counts(question)
         known = {term: count for term, count in counts.items() if count}
-        rare = {term: count for term, count in known.items() if count <= FREQUENT * self.passages}
+        rare = {term: count for term, count in known.items() if count <= max(FEW, FREQUENT * self.passages)}
         chosen = rare if len(rare) >= LEAST_TERMS else known
         if not chosen:
             return []
@@ -94,6 +96,15 @@ class Library:
             (query, limit),
         )
         return [Passage(*row) for row in rows]
+
+    def fit(self, question: str, passage: Passage) -> float:
+        """How much of a question a passage answers to: its score beside the weight of all terms of the question.
+
+        About 0 to 1. A term that the text does not have weighs most, so that a question about something else fits
+        nothing even where its common words are found.
+        """
+        weight = sum(self._weight(count) for count in self._counts(question).values())
+        return passage.score / weight if weight else 0.0
 
     def best_sentences(self, question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:
         """The sentences of these passages that fit the question best by BM25, the best first.
@@ -115,7 +126,7 @@ class Library:
     def _counts(self, question: str) -> dict[str, int]:
         """How many passages hold each term of the question."""
         counts = {}
-        for term in dict.fromkeys(terms(question)):
+        for term in dict.fromkeys(question_terms(question)):
             row = self._db.execute("SELECT doc FROM temp.vocabulary WHERE term = ?", (term,)).fetchone()
             counts[term] = 0 if row is None else int(row[0])
         return counts

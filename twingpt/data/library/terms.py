@@ -19,3 +19,22 @@ def terms(text: str) -> list[str]:
         else:
             found += [run[i : i + 2] for i in range(len(run) - 1)]
     return found
+
+
+# Words by which people ask, whatever about: they would be looked for in the text, and are rare there.
+_ASKING = re.compile(
+    r"(?:(?:정리|요약|설명|안내|추천)(?:을|를)?(?:좀)?(?:해)?|알려|가르쳐|말해|말씀해|부탁해?)"
+    r"(?:줘|줘요|주세요|주십시오|줄래|줄래요|드려요|드립니다|봐)?"
+    r"|(?:무엇|무얼|뭐|뭘|뭔|무슨|어떤|어느|어떻게|어디|언제|누구|누가|왜|얼마|얼마나|몇)"
+    r"(?:을|를|이|가|은|는|에|에서|서|으로|로|부터|까지|의|인지|야|예요|이에요|인가요|입니까|이야|일까|일까요|이나|나|든)*"
+    r"|(?:하|되|있|없|이|인|해야|나|가)?"
+    r"(?:나요|까요|는가|는지|은가|은가요|인가|인가요|을까|을까요|습니까|입니까|합니까|됩니까)"
+    r"|하면|되는|돼|돼요|되나|되나요|해야|해요|해|할|하는|한|일|것|거|게|수|때|좀|꼭|대해|대한|대해서|관해|관한|관련"
+)
+
+
+def question_terms(question: str) -> list[str]:
+    """The terms of a question without the words that only ask; all of them if nothing else is left."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", question))
+    kept = " ".join(word for word in words if not _ASKING.fullmatch(word))
+    return terms(kept) or terms(question)
