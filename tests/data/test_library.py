@@ -60,6 +60,8 @@ def test_what_shares_nothing_with_the_text_finds_nothing(library: Path) -> None:
     with Library(library) as opened:
         for question in ("", "?!", "xyz 쀍쁧"):
             assert opened.search(question) == []
+        assert opened.fit("경찰서에 신고", opened.search("경찰서에 신고")[0]) > 0.7
+        assert opened.fit("경찰서의 화성 탐사선 연료", opened.search("경찰서")[0]) < 0.5
         # No operator of the index's query language is one here.
         assert opened.search('"경찰서" OR NOT NEAR(*)')[0].title == "여권 분실"
 
@@ -70,8 +72,8 @@ def test_terms_are_pairs_of_syllables_within_words() -> None:
 
 
 def test_words_that_only_ask_are_not_looked_for() -> None:
-    assert question_terms("여권을 잃어버렸을 때 해야 할 일 정리해줘") == terms("여권을 잃어버렸을")
-    assert question_terms("비자 연장은 어떻게 하나요?") == terms("비자 연장은")
+    assert question_terms("여권을 잃어버렸을 때 해야 할 일 정리해줘") == terms("여권 잃어버렸")
+    assert question_terms("비자 연장은 어떻게 하나요?") == terms("비자 연장")
     assert question_terms("무엇을 해야 하나요?") == terms("무엇을 해야 하나요")
 
 

@@ -32,9 +32,15 @@ _ASKING = re.compile(
     r"|하면|되는|돼|돼요|되나|되나요|해야|해요|해|할|하는|한|일|것|거|게|수|때|좀|꼭|대해|대한|대해서|관해|관한|관련"
 )
 
+# What follows a noun of two syllables or more. Its pair with the noun's last syllable says nothing, but is rare.
+_PARTICLE = re.compile(
+    r"(?<=[가-힣]{2})(?:에서는|에서도|으로는|에게서|이라는|이라고|이란|에서|에게|한테|으로|부터|까지|처럼|보다|하고|이나|라는|라고"
+    r"|은|는|이|가|을|를|에|의|로|와|과|도|만)$"
+)
+
 
 def question_terms(question: str) -> list[str]:
-    """The terms of a question without the words that only ask; all of them if nothing else is left."""
+    """The terms of a question without particles and the words that only ask; all of them if nothing else is left."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", question))
-    kept = " ".join(word for word in words if not _ASKING.fullmatch(word))
+    kept = " ".join(_PARTICLE.sub("", word) for word in words if not _ASKING.fullmatch(word))
     return terms(kept) or terms(question)
