@@ -29,18 +29,22 @@ _ASKING = re.compile(
     r"(?:을|를|이|가|은|는|에|에서|서|으로|로|부터|까지|의|인지|야|예요|이에요|인가요|입니까|이야|일까|일까요|이나|나|든)*"
     r"|(?:하|되|있|없|이|인|해야|나|가)?"
     r"(?:나요|까요|는가|는지|은가|은가요|인가|인가요|을까|을까요|습니까|입니까|합니까|됩니까)"
+    r"|(?:전화 ?번호|연락처|홈페이지)(?:를|을|가|는|은|도|와|좀)?"
     r"|하면|되는|돼|돼요|되나|되나요|해야|해요|해|할|하는|한|일|것|거|게|수|때|좀|꼭|대해|대한|대해서|관해|관한|관련"
 )
 
-# What follows a noun of two syllables or more. Its pair with the noun's last syllable says nothing, but is rare.
-_PARTICLE = re.compile(
+# What follows the two syllables or more that carry a word's sense: particles, and endings of verbs. The pair that they
+# make with its last syllable says nothing, but is rare.
+_ENDING = re.compile(
     r"(?<=[가-힣]{2})(?:에서는|에서도|으로는|에게서|이라는|이라고|이란|에서|에게|한테|으로|부터|까지|처럼|보다|하고|이나|라는|라고"
-    r"|은|는|이|가|을|를|에|의|로|와|과|도|만)$"
+    r"|은|는|이|가|을|를|에|의|로|와|과|도|만"
+    r"|하려면|하면|려면|으면|나면|해서|해도|하는데|하는|했을|했는데|한다면|합니다|해요|했다|하다|해|어요|아요|니까|세요|지만"
+    r"|었을|았을|되면|되는|돼|된|한|할|면)$"
 )
 
 
 def question_terms(question: str) -> list[str]:
-    """The terms of a question without particles and the words that only ask; all of them if nothing else is left."""
+    """The terms of a question without endings and the words that only ask; all of them if nothing else is left."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", question))
-    kept = " ".join(_PARTICLE.sub("", word) for word in words if not _ASKING.fullmatch(word))
+    kept = " ".join(_ENDING.sub("", word) for word in words if not _ASKING.fullmatch(word))
     return terms(kept) or terms(question)
