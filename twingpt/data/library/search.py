@@ -22,6 +22,10 @@ LEAST_TERMS = 3
 """That many rarer terms a question must have before its frequent ones are left out."""
 K1, B = 1.2, 0.75
 """BM25's saturation and length normalisation, as FTS5 has them (Robertson and Zaragoza, 2009)."""
+NEAR = 0.5
+"""A passage counts beside the best one if its score is at least this part of the best score."""
+SHARPNESS = 3
+"""Power of a passage's score, as part of the best one's, in the score of its sentences."""
 
 _SENTENCE = re.compile(r"[^\n]+?(?:[.!?…][\"'”’)\]]*(?=\s|$)|$)", re.M)
 
@@ -109,18 +113,23 @@ class Library:
     def best_sentences(self, question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:
         """The sentences of these passages that fit the question best by BM25, the best first.
 
-        A sentence of a passage that fits better counts for more: the scores of both are multiplied.
+        A sentence of a passage that fits better counts for far more, and one of a passage that is not NEAR the best
+        does not count: otherwise a stray sentence with the question's words stands beside the answer.
         """
+        best = max((passage.score for passage in passages), default=0.0)
         weights = {term: self._weight(count) for term, count in self._counts(question).items()}
         found = [
-            (i, sentence, terms(sentence)) for i, passage in enumerate(passages) for sentence in sentences(passage.text)
+            (i, sentence, terms(sentence))
+            for i, passage in enumerate(passages)
+            if passage.score >= NEAR * best
+            for sentence in sentences(passage.text)
         ]
         mean = sum(len(words) for _, _, words in found) / max(1, len(found)) or 1.0
         scored = []
         for i, sentence, words in found:
             norm = K1 * (1 - B + B * len(words) / mean)
             fit = sum(weight * (K1 + 1) * n / (n + norm) for t, weight in weights.items() if (n := words.count(t)))
-            scored.append(FoundSentence(i, sentence, fit * passages[i].score))
+            scored.append(FoundSentence(i, sentence, fit * (passages[i].score / best) ** SHARPNESS))
         return sorted(scored, key=lambda one: -one.score)[:limit]
 
     def _counts(self, question: str) -> dict[str, int]:
