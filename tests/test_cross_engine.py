@@ -1,4 +1,4 @@
-"""The ladder's rungs 6, 8 and 9 on the command line: one run, whichever engine trains it, and one text."""
+"""The ladder's rungs 7, 9 and 10 on the command line: one run, whichever engine trains it, and one text."""
 
 import json
 import subprocess

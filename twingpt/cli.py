@@ -51,7 +51,7 @@ def parity(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Hold the two engines against each other on this machine: names, logits, loss, gradients, one update, text."""
+    """Hold the two engines against each other on this machine: names, logits, loss, gradients, updates, text."""
     from twingpt.checks.parity import print_ladder, run_ladder
 
     rungs = run_ladder(run, device)

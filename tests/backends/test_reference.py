@@ -12,6 +12,7 @@ from tests.conftest import make_engine
 from twingpt.backends.reference.model import activate, erf, silu
 from twingpt.backends.reference.step import orthogonal
 from twingpt.checks import parity
+from twingpt.checks.ladder import tensor_error
 from twingpt.core.backend import Backend, EngineConfig, State, create_backend, join_world
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
@@ -85,13 +86,13 @@ def check_against(other: str, spec: GPTSpec) -> None:
     inputs, targets = parity._batch(spec)
     logits = ours.logits(inputs)
     assert logits.dtype == np.float32
-    check(parity._of_the_largest(logits, theirs.logits(inputs)), "logits")
+    check(parity._logit_error(logits, theirs.logits(inputs)), "logits")
     nats, tokens = ours.eval_step(inputs, targets)
     (loss, gradients), (their_loss, their_gradients) = (e.loss_and_grads(inputs, targets) for e in (ours, theirs))
     check(abs(loss - their_loss), "loss")
     check(abs(nats / tokens - their_loss), "loss")
     assert gradients.keys() == their_gradients.keys()
-    check(parity._gradient_error(spec, their_gradients, gradients), "gradients")
+    check(tensor_error(spec, their_gradients, gradients), "gradients")
     for optimizer in ("adamw", "muon"):
         for steps, suffix in ((1, ""), (5, " 5")):
             weights, moments = errors_after(steps, spec, other, optimizer, their_gradients)
