@@ -81,7 +81,7 @@ def _uncorrected(moment: str) -> Callable[[Any], Callable[..., Any]]:
     """Bias correction of one moment left out: its beta to the power of infinity is 0."""
 
     class Endless(float):
-        def __pow__(self, _: Any) -> Any:
+        def __pow__(self, _: Any) -> Any:  # type: ignore[override]
             return 0.0
 
     def change(adamw: Any) -> Callable[..., Any]:
