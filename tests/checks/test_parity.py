@@ -8,6 +8,7 @@ import pytest
 from twingpt.checks import parity
 from twingpt.core.backend import Backend, create_backend
 from twingpt.core.spec import GPTSpec
+from twingpt.ladder import Rung
 
 EXPRESSIBLE = {
     "seed style",
@@ -111,3 +112,23 @@ def test_uncounted_targets_count_nothing(engine: Backend, spec: GPTSpec) -> None
     log_z = np.log(np.exp(logits).sum(axis=-1))
     picked = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     assert nats == pytest.approx(((log_z - picked) * (targets >= 0)).sum(), rel=1e-6)
+
+
+def _rung(model: str, number: int, name: str, error: float) -> Rung:
+    return Rung(model, number, name, "of the largest", error, 1e-5)
+
+
+def test_the_verdict_is_one_line() -> None:
+    rungs = [_rung("a", 2, "logits", 1e-6), _rung("b", 2, "logits", 1e-6), _rung("b", 5, "one update, AdamW, m", 0.0)]
+    assert parity.verdict(rungs) == "Every rung is the same: 3 comparisons over 2 models."
+    rungs += [_rung("b", 5, "one update, AdamW, v", 1.0), _rung("b", 6, "five updates, AdamW, v", float("inf"))]
+    assert parity.verdict(rungs) == "2 of 5 comparisons differ; the first: b, rung 5, one update, AdamW, v."
+
+
+def test_the_table_ends_with_the_verdict_and_hides_nothing_that_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    near, far = _rung("a", 5, "one update, near", 9e-6), _rung("a", 5, "one update, far", 1e-9)
+    wrong = [_rung("a", 5, "one update, wrong", 1.0), _rung("a", 5, "one update, wrong too", 2.0)]
+    rungs = [_rung("a", 2, "logits", 1e-6), _rung("a", 2, "logits, Hugging Face", 1e-7), far, near, *wrong]
+    assert [rung for rung in rungs if rung not in parity._worth_a_line(rungs)] == [far]
+    parity.print_ladder(rungs)
+    assert capsys.readouterr().out.splitlines()[-1] == parity.verdict(rungs)

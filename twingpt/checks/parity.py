@@ -278,7 +278,7 @@ def verdict(rungs: list[Rung]) -> str:
 
 
 def print_ladder(rungs: list[Rung]) -> None:
-    """Every comparison that differs; of those that do not, the one of each rung that is nearest to its tolerance."""
+    """Every comparison but those of updates, of which there are many: what differs, and what came nearest to it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -296,10 +296,14 @@ def print_ladder(rungs: list[Rung]) -> None:
 
 
 def _worth_a_line(rungs: list[Rung]) -> list[Rung]:
-    """Without the many comparisons of updates that passed with more room than another of the same rung and model."""
+    """Without the updates' comparisons that passed with more room than another of the same rung and model."""
     nearest: dict[tuple[str, int], Rung] = {}
     for rung in rungs:
         known = nearest.setdefault((rung.model, rung.number), rung)
         if rung.passed and rung.error * known.tolerance > known.error * rung.tolerance:
             nearest[rung.model, rung.number] = rung
-    return [rung for rung in rungs if not rung.passed or rung is nearest[rung.model, rung.number]]
+    return [
+        rung
+        for rung in rungs
+        if not rung.passed or "update" not in rung.name or rung is nearest[rung.model, rung.number]
+    ]
