@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from twingpt.checks import parity
+from twingpt.checks.ladder import Rung
 from twingpt.core.backend import Backend, create_backend
 from twingpt.core.spec import GPTSpec
-from twingpt.ladder import Rung
 
 EXPRESSIBLE = {
     "seed style",
