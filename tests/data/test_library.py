@@ -4,6 +4,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,6 +18,8 @@ from twingpt.data.library.build import (
 )
 from twingpt.data.library.search import Library, sentences
 from twingpt.data.library.terms import question_terms, terms
+from twingpt.data.prepare.pipeline import prepare
+from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.data.text.corpus import Documents
 
 DOCUMENTS = [
@@ -96,6 +99,22 @@ def test_paragraphs_stay_whole_up_to_a_length(tmp_path: Path) -> None:
         LibraryDocument("여권 분실", ("신고합니다.\n전화합니다.",)),
         LibraryDocument("", ("제목 없이 끝나는 글입니다.",)),
     ]
+
+
+@pytest.mark.parametrize("contacts", ["keep", "mask"])
+def test_prepare_makes_a_library_with_real_contacts(contacts: Literal["keep", "mask"], tmp_path: Path) -> None:
+    """Also where the model is trained on placeholders: nobody is helped by one."""
+    (tmp_path / "raw.txt").write_text(
+        "가게 하나\n문의 전화: 02-8555-0100 입니다.\n아침 아홉 시에 엽니다.\n", encoding="utf-8"
+    )
+    out, settings = tmp_path / "data", PrepareSettings(contacts=contacts, vocab_size=300)
+    prepared = prepare([str(tmp_path / "raw.txt")], out, settings, stages=["clean", "library"])
+    assert prepared.report["library"] == {"documents": 1, "passages": 1}
+    masked = "[TEL_1]" in (out / "cleaned.txt").read_text(encoding="utf-8")
+    assert masked == (contacts == "mask")
+    with Library(out / "library.sqlite") as opened:
+        assert "TEL: +63 2 8555 0100" in opened.search("가게 하나")[0].text
+    assert prepare([], out, settings, stages=["library"]).reused == {"library": True}
 
 
 def test_sentences_are_cut_at_closing_marks_and_line_ends() -> None:

@@ -58,7 +58,8 @@ def test_plain(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     prepared = prepare([str(raw)], out, PLAIN)
     assert sorted(_files(out)) == [
-        *("cleaned.txt", "contacts.sqlite", "manifest.json", "report.json", "tokenizer.json", "train.bin", "val.bin")
+        *("cleaned.txt", "contacts.sqlite", "library.sqlite", "manifest.json", "report.json", "tokenizer.json"),
+        *("train.bin", "val.bin"),
     ]
     manifest, tokenizer = Manifest.load(out), Tokenizer.load(out / "tokenizer.json")
     assert manifest.tokenizer_sha256 == tokenizer.sha256
@@ -124,9 +125,9 @@ def test_finished_stages_are_not_repeated(raw: Path, tmp_path: Path) -> None:
     assert all(prepare([str(raw)], out, PLAIN).reused.values())
     assert _files(out) == before
     reused = prepare([str(raw)], out, _changed(PLAIN, block_size=32)).reused
-    assert reused == {"clean": True, "tokenizer": True, "pack": False}
+    assert reused == {"clean": True, "library": True, "tokenizer": True, "pack": False}
     reused = prepare([str(raw)], out, _changed(PLAIN, vocab_size=500)).reused
-    assert reused == {"clean": True, "tokenizer": False, "pack": False}
+    assert reused == {"clean": True, "library": True, "tokenizer": False, "pack": False}
     raw.write_text(raw.read_text(encoding="utf-8").replace("현금만", "카드만"), encoding="utf-8")
     assert not any(prepare([str(raw)], out, _changed(PLAIN, vocab_size=500)).reused.values())
 
@@ -175,7 +176,7 @@ def test_killed_between_any_two_file_operations_it_ends_with_the_same_bytes(tmp_
         assert _files(out) == _files(good), f"killed at operation {at}"
         if not killed:
             break
-    assert finished == {"clean", "tokenizer", "pack"}, "the kills must fall into every stage"
+    assert finished == {"clean", "library", "tokenizer", "pack"}, "the kills must fall into every stage"
 
 
 @pytest.mark.slow
@@ -231,7 +232,7 @@ def _one_line(inputs: list[str], out: Path, settings: PrepareSettings = PLAIN) -
         prepare(inputs, out, settings)
     message = str(caught.value)
     assert "\n" not in message
-    finished = {"cleaned.txt", "contacts.sqlite", "tokenizer.json"}
+    finished = {"cleaned.txt", "contacts.sqlite", "library.sqlite", "tokenizer.json"}
     assert not out.exists() or set(_files(out)) <= finished, "only finished stages may be left"
     assert not out.exists() or not list((out / STATE_FOLDER).glob("*.tmp"))
     return message

@@ -104,11 +104,11 @@ def prepare(
 ) -> None:
     """Turn raw text into a tokenizer and token files to train on.
 
-    Runs the stages clean, tokenizer, samples and pack. A stage whose input and options are unchanged is not run again,
-    so the same command goes on where it was interrupted.
+    Runs the stages clean, library, tokenizer, samples and pack. A stage whose input and options are
+    unchanged is not run again, so the same command goes on where it was interrupted.
     """
     settings = _settings(locals())
-    _run(raw, out, settings, ("clean", "tokenizer", "samples", "pack"), workers, json)
+    _run(raw, out, settings, ("clean", "library", "tokenizer", "samples", "pack"), workers, json)
 
 
 @app.command("clean")
@@ -138,7 +138,7 @@ def tokenizer_command(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Stage 2: learn the vocabulary from DATA/cleaned.txt into DATA/tokenizer.json."""
+    """Stage 3: learn the vocabulary from DATA/cleaned.txt into DATA/tokenizer.json."""
     _run([], data, _settings(locals()), ("tokenizer",), 1, json)
 
 
@@ -156,7 +156,7 @@ def samples_command(
     workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Stage 3 (template qa): make questions and answers from the documents into DATA/samples.jsonl."""
+    """Stage 4 (template qa): make questions and answers from the documents into DATA/samples.jsonl."""
     _run([], data, _settings(locals()), ("samples",), workers, json)
 
 
@@ -171,24 +171,19 @@ def pack_command(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Stage 4: encode into DATA/train.bin and DATA/val.bin, with DATA/manifest.json."""
+    """Stage 5: encode into DATA/train.bin and DATA/val.bin, with DATA/manifest.json."""
     _run([], data, _settings(locals()), ("pack",), 1, json)
 
 
 @app.command("library")
 def library_command(data: Data, json: Json = False) -> None:
-    """Index DATA/cleaned.txt into DATA/library.sqlite, to find passages in."""
-    from twingpt.data.files import CLEANED_FILE, LIBRARY_FILE
-    from twingpt.data.library.build import build_library, read_documents
-    from twingpt.data.text.corpus import Documents
+    """Stage 2: index DATA/cleaned.txt into DATA/library.sqlite, to find passages in.
 
-    documents = Documents(data / CLEANED_FILE)
-    with _interruptible():
-        passages = build_library(data / LIBRARY_FILE, read_documents(documents))
-    if json:
-        _print_json({"documents": len(documents), "passages": passages})
-    else:
-        typer.echo(f"{data / LIBRARY_FILE}: {len(documents):,} documents, {passages:,} passages")
+    For a folder that an older version prepared, and for a text that is newer than the model.
+    """
+    from twingpt.data.prepare.settings import PrepareSettings
+
+    _run([], data, PrepareSettings(), ("library",), 1, json)
 
 
 @app.command("inspect")
@@ -322,13 +317,17 @@ def _show_summary(prepared: "Prepared", out: Path) -> None:
 
 def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
-    clean, tokenizer, samples, pack = (report.get(name) for name in ("clean", "tokenizer", "samples", "pack"))
+    clean, library, tokenizer, samples, pack = (
+        report.get(name) for name in ("clean", "library", "tokenizer", "samples", "pack")
+    )
     if clean:
         rows.append(
             ("documents", f"{clean['documents']:,} ({clean['cleaned_bytes']:,} bytes of {clean['raw_bytes']:,})")
         )
         rows.append(("duplicates", f"{clean['exact_duplicates']:,} exact, {clean['near_duplicates']:,} near, dropped"))
         rows.append(("contacts", f"{clean['contacts']:,}"))
+    if library:
+        rows.append(("passages to find", f"{library['passages']:,}"))
     if tokenizer:
         rows.append(("vocabulary", f"{tokenizer['vocab_size']:,} tokens"))
     if samples:

@@ -15,7 +15,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.memory import machine_memory
 from twingpt.core.sampling import Sampling
 from twingpt.core.world import Alone, World, launched_for
-from twingpt.data.files import CONTACTS_FILE, TOKENIZER_FILE
+from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
 from twingpt.data.tokens.batches import Batches
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.template import Sample
@@ -151,7 +151,7 @@ def _claim(run_dir: Path, checkpoint: Checkpoint | None) -> RunLock:
 
 
 def _copy_data_files(data_dir: Path, run_dir: Path) -> None:
-    for name in (TOKENIZER_FILE, CONTACTS_FILE):
+    for name in (TOKENIZER_FILE, CONTACTS_FILE, LIBRARY_FILE):
         # Beside and renamed: an interrupted copy must not stay for good.
         if (data_dir / name).is_file() and not (run_dir / name).exists():
             shutil.copyfile(data_dir / name, run_dir / f".{name}.tmp")

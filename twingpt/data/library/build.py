@@ -1,11 +1,13 @@
 """`library.sqlite`: the user's text as documents and passages, with an index to find a passage by a question."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.data.contacts.labels import PLACEHOLDER
+from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.library.terms import terms
 from twingpt.data.text.corpus import Documents
 from twingpt.data.text.documents import is_title
@@ -33,12 +35,30 @@ class LibraryDocument:
     passages: tuple[str, ...]
 
 
-def read_documents(documents: Documents) -> Iterator[LibraryDocument]:
-    """The documents of cleaned.txt; a first line that reads like a title is one."""
-    for text in documents:
+def read_documents(
+    documents: Documents, contacts: Path | None = None, advance: Callable[[int], None] = lambda size: None
+) -> Iterator[LibraryDocument]:
+    """The documents of cleaned.txt; a first line that reads like a title is one.
+
+    contacts: the store of the same text. Where the text was masked for training, its contacts are put back: nobody is
+    helped by a placeholder. advance gets the bytes of each document.
+    """
+    store = ContactStore.open(contacts) if contacts is not None and contacts.is_file() else None
+    for text, size in zip(documents, documents.sizes(), strict=True):
         lines = text.split("\n")
         title = lines[0] if len(lines) > 1 and is_title(lines[0]) else ""
+        if store is not None and PLACEHOLDER.search(text):
+            lines = _unmasked(lines, store)
         yield LibraryDocument(title, tuple(split_passages(lines[1:] if title else lines)))
+        advance(int(size))
+    if store is not None:
+        store.close()
+
+
+def _unmasked(lines: list[str], store: ContactStore) -> list[str]:
+    """The lines of a document with its contacts in place of their placeholders."""
+    values = {contact.placeholder: contact.value for contact in store.of_document(lines[0])}
+    return [PLACEHOLDER.sub(lambda found: values.get(found[0], found[0]), line) for line in lines]
 
 
 def split_passages(lines: Iterable[str]) -> Iterator[str]:

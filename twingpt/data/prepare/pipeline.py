@@ -1,4 +1,4 @@
-"""`prepare`: clean, tokenizer, samples, pack, each stage kept and reused while what it depends on is unchanged."""
+"""`prepare`: the stages, each kept and reused while what it depends on is unchanged."""
 
 import dataclasses
 import json
@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 from twingpt import __version__
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data.files import CLEANED_FILE, REPORT_FILE, SAMPLES_FILE, TOKENIZER_FILE
+from twingpt.data.files import (
+    CLEANED_FILE,
+    CONTACTS_FILE,
+    LIBRARY_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    TOKENIZER_FILE,
+)
+from twingpt.data.library.build import build_library, read_documents
 from twingpt.data.prepare.parallel import default_workers
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
 from twingpt.data.prepare.stages import Report, StageResult, Workspace, file_sha256
@@ -27,11 +35,11 @@ from twingpt.data.tokens import pack
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 
-StageName = Literal["clean", "tokenizer", "samples", "pack"]
-STAGES: tuple[StageName, ...] = ("clean", "tokenizer", "samples", "pack")
+StageName = Literal["clean", "library", "tokenizer", "samples", "pack"]
+STAGES: tuple[StageName, ...] = ("clean", "library", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-VERSIONS: dict[StageName, int] = {"clean": 2, "tokenizer": 1, "samples": 2, "pack": 1}
+VERSIONS: dict[StageName, int] = {"clean": 2, "library": 1, "tokenizer": 1, "samples": 2, "pack": 1}
 # What decides the bytes of a stage, by name in PrepareSettings.
 _FIELDS: dict[StageName, tuple[str, ...]] = {
     "clean": ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
@@ -84,6 +92,7 @@ def prepare(
     job = Job(Workspace(out), settings, workers or default_workers(), watcher or Watcher())
     makers: dict[StageName, Callable[[], StageResult]] = {
         "clean": lambda: job.run_clean(inputs),
+        "library": job.run_library,
         "tokenizer": job.run_tokenizer,
         "samples": job.run_samples,
         "pack": job.run_pack,
@@ -157,6 +166,20 @@ class Job:
 
             self.watcher.start("clean", size)
             return self.workspace.run("clean", key, make, needed=4 * size)
+
+    # -- library -------------------------------------------------------------------------------------------------
+
+    def run_library(self) -> StageResult:
+        cleaned = self._out / CLEANED_FILE
+        documents = Documents(cleaned)
+        size = int(documents.sizes().sum())
+        self.watcher.start("library", size)
+
+        def make(folder: Path) -> Report:
+            read = read_documents(documents, self._out / CONTACTS_FILE, self.watcher.advance)
+            return {"documents": len(documents), "passages": build_library(folder / LIBRARY_FILE, read)}
+
+        return self.workspace.run("library", self.key("library", (), text=file_sha256(cleaned)), make, needed=3 * size)
 
     # -- tokenizer -----------------------------------------------------------------------------------------------
 
