@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from twingpt import __version__
-from twingpt.commands import bench, convert, data, generate, plan, report, serve, train
+from twingpt.commands import ask, bench, convert, data, generate, plan, report, serve, train
 from twingpt.commands.options import AnyBackend, Device, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
@@ -27,6 +27,7 @@ app.command()(report.report)
 app.command()(report.compare)
 app.command()(convert.convert)
 app.command()(serve.serve)
+app.command()(ask.ask)
 app.command()(generate.generate)
 app.command("eval")(generate.evaluate)
 app.add_typer(data.app, name="data")

@@ -11,16 +11,11 @@ MAX_UNDECODABLE = 0.01
 
 
 def cleaned(text: str) -> str:
-    """Text as `prepare` leaves it: NFC, no invisible characters, one blank between words, nothing at either end.
-
-    A model reads what it learned from. A question typed on a Mac can arrive in NFD, where each syllable is two or three
-    characters that the vocabulary hardly knows.
-    """
+    """Text as `prepare` leaves it: see twingpt.data.text.clean.cleaned."""
     # Not before it is asked for: it takes a moment to import.
-    from twingpt.data.text.changes import Changes
-    from twingpt.data.text.clean import clean_text
+    from twingpt.data.text.clean import cleaned as clean
 
-    return clean_text(text.replace("\r\n", "\n").replace("\r", "\n"), Changes()).strip()
+    return clean(text)
 
 
 def read_text(path: Path) -> str:

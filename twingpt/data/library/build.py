@@ -38,7 +38,7 @@ class LibraryDocument:
 def read_documents(
     documents: Documents, contacts: Path | None = None, advance: Callable[[int], None] = lambda size: None
 ) -> Iterator[LibraryDocument]:
-    """The documents of cleaned.txt; a first line that reads like a title is one.
+    """The documents of cleaned.txt.
 
     contacts: the store of the same text. Where the text was masked for training, its contacts are put back: nobody is
     helped by a placeholder. advance gets the bytes of each document.
@@ -46,13 +46,18 @@ def read_documents(
     store = ContactStore.open(contacts) if contacts is not None and contacts.is_file() else None
     for text, size in zip(documents, documents.sizes(), strict=True):
         lines = text.split("\n")
-        title = lines[0] if len(lines) > 1 and is_title(lines[0]) else ""
         if store is not None and PLACEHOLDER.search(text):
             lines = _unmasked(lines, store)
-        yield LibraryDocument(title, tuple(split_passages(lines[1:] if title else lines)))
+        yield split_document(lines)
         advance(int(size))
     if store is not None:
         store.close()
+
+
+def split_document(lines: list[str]) -> LibraryDocument:
+    """A document of these lines; the first is its title if it reads like one."""
+    title = lines[0] if len(lines) > 1 and is_title(lines[0]) else ""
+    return LibraryDocument(title, tuple(split_passages(lines[1:] if title else lines)))
 
 
 def _unmasked(lines: list[str], store: ContactStore) -> list[str]:

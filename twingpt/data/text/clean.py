@@ -142,6 +142,15 @@ def clean_text(text: str, changes: Changes) -> str:
     return text
 
 
+def cleaned(text: str) -> str:
+    """A question or a document as `prepare` leaves text: NFC, no invisible characters, one blank between words.
+
+    A model reads, and a library knows, what the text became. A question typed on a Mac can arrive in NFD, where each
+    syllable is two or three characters that neither of them has.
+    """
+    return clean_text(text.replace("\r\n", "\n").replace("\r", "\n"), Changes()).strip()
+
+
 def _replace_odd(text: str, changes: Changes) -> str:
     def replace(match: re.Match[str]) -> str:
         kind, _, replacement = _ODD_KINDS[(match.lastindex or 1) - 1]

@@ -1,0 +1,147 @@
+"""`twingpt ask`: nothing stands in an answer that does not stand in the text, and each line says where."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from twingpt.answers.answer import NOT_FOUND, SECTIONS, Answer
+from twingpt.answers.ask import ask_library, read_units
+from twingpt.cli import main
+from twingpt.core.errors import UsageError
+from twingpt.data.contacts import standardise
+from twingpt.data.library.search import Library
+from twingpt.data.prepare.pipeline import prepare
+from twingpt.data.prepare.settings import PrepareSettings
+from twingpt.data.text.corpus import Documents
+
+EXAMPLE = Path(__file__).parents[2] / "twingpt" / "examples" / "ph_life_ko.txt"
+CITED = re.compile(r"^(?:  )?- (.*) \[(\d+)\]$")
+QUESTIONS = [
+    ("여권을 잃어버렸을 때 해야 할 일 정리해줘", "여권을 잃어버렸을 때 할 일"),
+    ("비자 연장은 어떻게 하나요?", "관광비자 연장, 처음이라면 이렇게"),
+    ("태풍이 올 때 뭘 준비해?", "태풍이 오기 전 이틀 동안"),
+    ("응급실은 어디로 가요?", "병원 응급실에 가야 하는 밤"),
+    ("지진이 나면 어떻게 해요", "지진이 났을 때 몸을 지키는 법"),
+    ("강아지를 한국에서 데려오려면?", "강아지를 한국에서 데려오기"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ask") / "data"
+    prepare([str(EXAMPLE)], out, PrepareSettings(), stages=["clean", "library"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def library(data: Path) -> Iterator[Library]:
+    with Library(data / "library.sqlite") as opened:
+        yield opened
+
+
+def check_grounded(answer: Answer) -> int:
+    """Each line stands in the passage that it cites, contacts by their values; returns how many lines do."""
+    passages = {source.number: source.passage for source in answer.sources}
+    lines = 0
+    for name, section in answer.sections.items():
+        for line in section:
+            if name == "체크리스트" and line.endswith(":"):
+                continue
+            cited = CITED.match(line)
+            assert cited is not None, line
+            text, passage = cited[1], passages[int(cited[2])]
+            if name == "연락처":
+                values = [contact.value for contact in standardise(text)[1]]
+                assert values and all(value in passage for value in values), line
+            else:
+                assert text in passage, line
+            lines += 1
+    return lines
+
+
+@pytest.mark.parametrize(("question", "title"), QUESTIONS)
+def test_the_right_document_answers(library: Library, question: str, title: str) -> None:
+    answer = ask_library(library, question)
+    assert answer.found and answer.sources[0].title == title
+    assert [source.number for source in answer.sources] == list(range(1, len(answer.sources) + 1))
+    assert 1 <= len(answer.sections["요약"]) <= 3
+    assert check_grounded(answer) > 3
+
+
+def test_every_line_of_any_answer_stands_in_its_source(library: Library, data: Path) -> None:
+    """Asked by every title and by words of every document."""
+    lines = 0
+    for document in Documents(data / "cleaned.txt"):
+        words = document.split()
+        for question in (words[0], document.split("\n")[0], " ".join(words[5::7][:6])):
+            lines += check_grounded(ask_library(library, question, least_fit=0.0))
+    assert lines > 1000
+
+
+def test_nothing_is_made_up_where_nothing_fits(library: Library) -> None:
+    for question in ("화성 탐사선의 연료는 무엇으로 만드나요?", "쿠버네티스 인그레스 설정", "!?"):
+        answer = ask_library(library, question)
+        assert not answer.found and answer.sources == []
+        assert answer.sections == {name: [] for name in SECTIONS}
+        assert answer.text.startswith(NOT_FOUND)
+    with pytest.raises(UsageError, match="the question is empty"):
+        ask_library(library, " \u200b")
+
+
+def test_units_are_what_their_marks_say() -> None:
+    passage = "준비물\n- 사진 2장\n대사관 TEL: +63 2 8555 0123\n먼저 신고합니다. 그다음 전화합니다."
+    assert [(unit.role, unit.text) for unit in read_units(passage)] == [
+        ("heading", "준비물"),
+        ("item", "- 사진 2장"),
+        ("contact", "대사관 TEL: +63 2 8555 0123"),
+        ("sentence", "먼저 신고합니다."),
+        ("sentence", "그다음 전화합니다."),
+    ]
+
+
+def _ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["twingpt", "ask", *map(str, arguments)])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_the_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question, title = QUESTIONS[0]
+    code, out = _ask(monkeypatch, capsys, data, question)
+    assert code == 0 and all(name in out for name in (*SECTIONS, "출처", f"[1] {title}"))
+    (tmp_path / "questions.txt").write_text("\n".join(q for q, _ in QUESTIONS), encoding="cp949")
+    code, out = _ask(monkeypatch, capsys, data, "--questions", tmp_path / "questions.txt")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["question"] for answer in answers] == [q for q, _ in QUESTIONS]
+    keys = {"question", "text", "sections", "sources", "found", "suggestions"}
+    assert all(answer.keys() == keys and answer["found"] for answer in answers)
+    (tmp_path / "note.txt").write_text(
+        "가게 안내\n문의 전화: 02-8555-0100 입니다.\n아침 아홉 시에 엽니다.", encoding="utf-8"
+    )
+    code, out = _ask(
+        monkeypatch, capsys, data, "몇 시에 열어요? 아침 아홉 시?", "--doc", tmp_path / "note.txt", "--json"
+    )
+    answer = json.loads(out)
+    assert answer["sections"]["요약"][0] == "- 아침 아홉 시에 엽니다. [1]"
+    assert answer["sections"]["연락처"] == ["- TEL: +63 2 8555 0100 [1]"]
+
+
+def test_mistakes_are_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = Path(__file__).parents[1] / "fixtures" / "v0.1" / "run"
+    assert _ask(monkeypatch, capsys, older, "여권?")[1].count("twingpt data library") == 1
+    assert _ask(monkeypatch, capsys, tmp_path / "none", "여권?")[0] == 1
+    assert _ask(monkeypatch, capsys, data, "여권?", "--questions", data / "cleaned.txt")[0] == 2
+    assert _ask(monkeypatch, capsys, data, "")[0] == 2

@@ -1,0 +1,113 @@
+"""`twingpt ask`: the passages that a question asks for, and an answer made of their own sentences."""
+
+from collections.abc import Iterator, Sequence
+
+from twingpt.answers.answer import Answer, Source
+from twingpt.core.errors import UsageError
+from twingpt.data.contacts import standardise
+from twingpt.data.library.search import NEAR, FoundSentence, Library, Passage, sentences
+from twingpt.data.samples.summary import Group, contact_lines, group_of
+from twingpt.data.text.clean import cleaned
+from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
+
+PASSAGES = 5
+SUMMARY_SENTENCES = 3
+GROUP_SENTENCES = 4
+DETAIL_SENTENCES = 6
+SUGGESTIONS = 3
+FITS = 0.6
+"""Least fit of the best passage. With it 0.98 of KorQuAD's questions are answered, and 0.94 of those about an article
+that is not in the library are told so (benchmarks/LOG.md)."""
+_GROUP_NAMES: dict[Group, str] = {"todo": "해야 할 일", "bring": "준비물", "caution": "주의사항"}
+
+
+def ask_library(library: Library, question: str, *, least_fit: float = FITS) -> Answer:
+    """Answer a question from a library, by retrieval alone: no model is asked.
+
+    Every line is a sentence of a passage found, as it stands there. The summary has the sentences that fit the question
+    best, the checklist what the best passage tells to do, to bring and to avoid, the detailed explanation what else it
+    says. Contacts are those that stand in the passages cited. least_fit: below it nothing counts as found.
+
+    Raises UsageError if the question is empty.
+    """
+    question = cleaned(question)
+    if not question:
+        raise UsageError("the question is empty: ask something")
+    found = library.search(question, PASSAGES)
+    if not found or library.fit(question, found[0]) < least_fit:
+        titles = list(dict.fromkeys(passage.title for passage in found if passage.title))
+        return Answer(question, found=False, suggestions=titles[:SUGGESTIONS])
+    ranked = library.best_sentences(question, found, limit=len(found) * SUMMARY_SENTENCES * 4)
+    summary = [sentence for sentence in ranked if _says_something(sentence.text)][:SUMMARY_SENTENCES]
+    cited = sorted({0, *(sentence.passage for sentence in summary), *_same_document(found)})
+    numbers = {passage: number for number, passage in enumerate(cited, 1)}
+    units = list(read_units(found[0].text))
+    sections = {
+        "요약": [_line(sentence.text, numbers[sentence.passage]) for sentence in summary],
+        "체크리스트": _checklist(units),
+        "연락처": [line for i in cited for line in _contacts(found[i], numbers[i])],
+        "상세 설명": _detail(units, summary),
+    }
+    sources = [Source(numbers[i], found[i].title, found[i].text, round(found[i].score, 3)) for i in cited]
+    return Answer(question, found=True, sections=sections, sources=sources)
+
+
+def read_units(passage: str) -> Iterator[Unit]:
+    """The sentences, list lines, headings and lines of contacts of a passage, by their marks alone."""
+    for number, line in enumerate(passage.split("\n")):
+        if not line.strip():
+            continue
+        if is_contact_line(line, standardise(line)[1]):
+            yield Unit(line.strip(), (), number, "contact")
+        elif BULLET.match(line):
+            yield Unit(line.strip(), (), number, "item")
+        elif is_title(line):
+            yield Unit(line.strip(), (), number, "heading")
+        else:
+            yield from (Unit(sentence, (), number, "sentence") for sentence in sentences(line))
+
+
+def _same_document(found: Sequence[Passage]) -> set[int]:
+    best = found[0]
+    return {i for i, one in enumerate(found) if one.document == best.document and one.score >= NEAR * best.score}
+
+
+def _says_something(sentence: str) -> bool:
+    """A heading or a line of contacts matches a question well and tells nothing about it."""
+    return all(unit.role in ("sentence", "item") for unit in read_units(sentence))
+
+
+def _checklist(units: Sequence[Unit]) -> list[str]:
+    """What the best passage, whose number is 1, tells to do, to bring and to avoid, under these groups."""
+    grouped: dict[Group, list[Unit]] = {}
+    heading = ""
+    for unit in units:
+        group = group_of(unit, heading)
+        if group is not None:
+            grouped.setdefault(group, []).append(unit)
+        if unit.role == "heading":
+            heading = unit.text
+    lines: list[str] = []
+    for group, name in _GROUP_NAMES.items():
+        chosen = grouped.get(group, [])[:GROUP_SENTENCES]
+        lines += [f"- {name}:", *(f"  {_line(unit.plain, 1)}" for unit in chosen)] if chosen else []
+    return lines
+
+
+def _contacts(passage: Passage, number: int) -> list[str]:
+    return [_line(line, number) for line in contact_lines(standardise(passage.text)[1])]
+
+
+def _detail(units: Sequence[Unit], summary: Sequence[FoundSentence]) -> list[str]:
+    """What else the best passage says, in its order: neither told in the summary nor part of the checklist."""
+    told = {BULLET.sub("", sentence.text) for sentence in summary if sentence.passage == 0}
+    rest = [
+        unit
+        for unit in units
+        if unit.role in ("sentence", "item") and unit.plain not in told and group_of(unit, "") is None
+    ]
+    return [_line(unit.plain, 1) for unit in rest[:DETAIL_SENTENCES]]
+
+
+def _line(text: str, number: int) -> str:
+    return f"- {BULLET.sub('', text)} [{number}]"

@@ -1,0 +1,112 @@
+"""The command `ask`: answers from the user's own text, with their sources."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twingpt.commands.options import Json
+from twingpt.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from twingpt.answers.answer import Answer
+
+
+def ask(
+    run: Annotated[
+        Path, typer.Argument(help="A run's folder, RUN/best or a checkpoint; or the DATA of `prepare`.", metavar="RUN")
+    ],
+    question: Annotated[
+        str | None,
+        typer.Argument(help="What to ask. Without it, questions are read line by line.", metavar="QUESTION"),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="Questions, one a line; JSON lines come out.", metavar="FILE")
+    ] = None,
+    doc: Annotated[
+        Path | None, typer.Option(help="Answer from this text instead, however long it is.", metavar="FILE")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer from your own text: summary, checklist, contacts, details, each line with its source.
+
+    The answer is made of sentences that stand in the text, found by the words of the question. Where nothing fits, it
+    says so. The model is not asked yet.
+    """
+    lines: Iterator[str]
+    if question is not None and questions is not None:
+        raise UsageError("give a question or --questions, not both")
+    with ExitStack() as stack:
+        answer = _answerer(run, doc, stack)
+        if questions is not None:
+            from twingpt.generation.prompts import read_text
+
+            lines = iter([line.strip() for line in read_text(questions).splitlines() if line.strip()])
+        else:
+            lines = _typed() if question is None else iter([question])
+        for line in lines:
+            one = answer(line)
+            if as_json or questions is not None:
+                sys.stdout.write(json.dumps(one.to_dict(), ensure_ascii=False) + "\n")
+            else:
+                sys.stdout.write(one.text + "\n" * (1 if question is not None else 2))
+            sys.stdout.flush()
+
+
+def _answerer(run: Path, doc: Path | None, stack: ExitStack) -> "Callable[[str], Answer]":
+    """What answers a question from the run's library or from a document; open until the stack is closed."""
+    from twingpt.answers.ask import FITS, ask_library
+    from twingpt.data.library.search import Library
+
+    least_fit = FITS
+    if doc is None:
+        path = _library_of(run)
+    else:
+        # Whoever names a document wants an answer from it, however loosely it fits.
+        path, least_fit = _library_from(doc, Path(stack.enter_context(tempfile.TemporaryDirectory()))), 0.0
+    library = stack.enter_context(Library(path))
+    return lambda question: ask_library(library, question, least_fit=least_fit)
+
+
+def _library_of(path: Path) -> Path:
+    """Raises TwinGPTError for a path that is neither a run, nor a checkpoint, nor DATA."""
+    from twingpt.data.files import LIBRARY_FILE
+    from twingpt.weights.checkpoint import find_checkpoint
+
+    if (path / LIBRARY_FILE).is_file() or (path / "cleaned.txt").is_file() or (path / "config.toml").is_file():
+        return path / LIBRARY_FILE
+    return find_checkpoint(path).parent.parent / LIBRARY_FILE
+
+
+def _library_from(doc: Path, folder: Path) -> Path:
+    from twingpt.data.contacts import standardise
+    from twingpt.data.files import LIBRARY_FILE
+    from twingpt.data.library.build import build_library, split_document
+    from twingpt.generation.prompts import read_text
+
+    # As `prepare` does: contacts in their one form, documents between blank lines.
+    documents = standardise(read_text(doc))[0].split("\n\n")
+    build_library(folder / LIBRARY_FILE, (split_document(text.split("\n")) for text in documents))
+    return folder / LIBRARY_FILE
+
+
+def _typed() -> Iterator[str]:
+    """Questions from the keyboard, with history, until Ctrl-D; or from a pipe."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin if line.strip())
+        return
+    import readline  # noqa: F401 - gives input() its history
+
+    while True:
+        try:
+            line = input("? ").strip()
+        except EOFError:
+            sys.stdout.write("\n")
+            return
+        if line:
+            yield line
