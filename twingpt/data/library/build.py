@@ -14,16 +14,18 @@ from twingpt.data.text.documents import is_title
 from twingpt.data.text.korean import pre_split
 
 FORMAT_VERSION = "1"
+TITLE_WEIGHT = 3
+"""How often a title's terms count in each of its passages: the subject of a question often stands there alone."""
 PASSAGE_CHARS = 1000
 """A passage is cut at a sentence's end only above this length."""
 
-# The index keeps no text (content=''), as the passages have it. It does keep the places of terms: with detail=none or
-# detail=column, bm25() loses how often a term stands in a passage, and finds next to nothing (benchmarks/LOG.md).
+# The index keeps which passages hold a term, and nothing else: no text (content=''), no places and no counts of terms
+# (detail=none), a third of the size. FTS5's own bm25() needs them; the search counts in the few passages that matter.
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE document (id INTEGER PRIMARY KEY, title TEXT NOT NULL);
 CREATE TABLE passage (id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES document, text TEXT NOT NULL);
-CREATE VIRTUAL TABLE passage_terms USING fts5(terms, content='', tokenize='unicode61 remove_diacritics 0');
+CREATE VIRTUAL TABLE passage_terms USING fts5(terms, content='', detail=none, tokenize='unicode61 remove_diacritics 0');
 """
 
 
@@ -94,9 +96,9 @@ def build_library(path: Path, documents: Iterable[LibraryDocument]) -> int:
         db = sqlite3.connect(temporary)
         try:
             db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = FULL;" + _SCHEMA)
-            passages = _insert(db, documents)
+            passages, total = _insert(db, documents)
             db.execute("INSERT INTO passage_terms (passage_terms) VALUES ('optimize')")
-            facts = {"format_version": FORMAT_VERSION, "passages": str(passages)}
+            facts = {"format_version": FORMAT_VERSION, "passages": str(passages), "terms": str(total)}
             db.executemany("INSERT INTO meta VALUES (?, ?)", sorted(facts.items()))
             db.commit()
         finally:
@@ -111,16 +113,22 @@ def build_library(path: Path, documents: Iterable[LibraryDocument]) -> int:
     return passages
 
 
-def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> int:
-    count = 0
+def indexed_terms(title: str, text: str) -> list[str]:
+    """What a passage is found by: its title's terms, TITLE_WEIGHT times, and its own."""
+    return terms(title) * TITLE_WEIGHT + terms(text)
+
+
+def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> tuple[int, int]:
+    """(how many passages, how many terms in all of them)."""
+    count = total = 0
     for number, document in enumerate(documents):
         db.execute("INSERT INTO document VALUES (?, ?)", (number, document.title))
-        # A question names the subject, which often stands in the title alone: three times, measured against once.
-        title = terms(document.title) * 3
         for text in document.passages:
+            found = indexed_terms(document.title, text)
             db.execute("INSERT INTO passage VALUES (?, ?, ?)", (count, number, text))
             db.execute(
-                "INSERT INTO passage_terms (rowid, terms) VALUES (?, ?)", (count, " ".join([*title, *terms(text)]))
+                "INSERT INTO passage_terms (rowid, terms) VALUES (?, ?)", (count, " ".join(dict.fromkeys(found)))
             )
             count += 1
-    return count
+            total += len(found)
+    return count, total

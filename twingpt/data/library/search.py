@@ -1,16 +1,18 @@
 """Finding the passages of a library that a question asks for, and the sentences of them that fit it best."""
 
+import heapq
 import math
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.library.build import FORMAT_VERSION
+from twingpt.data.library.build import FORMAT_VERSION, indexed_terms
 from twingpt.data.library.terms import question_terms, terms
 
 REMEDY = "make it again with `twingpt data library DATA`"
@@ -20,8 +22,10 @@ FEW = 1000
 """Passages that take no time to look through: a term of so few is never left out."""
 LEAST_TERMS = 3
 """That many rarer terms a question must have before its frequent ones are left out."""
-K1, B = 1.2, 0.75
-"""BM25's saturation and length normalisation, as FTS5 has them (Robertson and Zaragoza, 2009)."""
+K1, B = 0.9, 0.4
+"""BM25's saturation and length normalisation."""
+CANDIDATES = 15
+"""Passages whose terms are counted, at the least: those with the most of the question in them."""
 NEAR = 0.5
 """A passage counts beside the best one if its score is at least this part of the best score."""
 SHARPNESS = 3
@@ -63,8 +67,9 @@ class Library:
             if facts.get("format_version") != FORMAT_VERSION:
                 raise TwinGPTError(f"{path} has format version {facts.get('format_version')}: {REMEDY}")
             self.passages = int(facts["passages"])
+            self._mean_length = int(facts["terms"]) / self.passages
             self._db.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab('main', 'passage_terms', 'row')")
-        except (sqlite3.Error, KeyError, ValueError) as error:
+        except (sqlite3.Error, KeyError, ValueError, ZeroDivisionError) as error:
             self.close()
             raise TwinGPTError(f"{path} cannot be read as a library ({error}): {REMEDY}") from None
         except TwinGPTError:
@@ -84,22 +89,30 @@ class Library:
 
     def search(self, question: str, limit: int = 5) -> list[Passage]:
         """The passages that fit a question, the best first; none where it shares no term with the text."""
-        counts = self._counts(question)
-        known = {term: count for term, count in counts.items() if count}
-        rare = {term: count for term, count in known.items() if count <= max(FEW, FREQUENT * self.passages)}
-        chosen = rare if len(rare) >= LEAST_TERMS else known
-        if not chosen:
-            return []
-        query = " OR ".join(f'"{term}"' for term in chosen)
-        rows = self._db.execute(
-            "SELECT passage.id, document.id, title, text, -found.score FROM"
-            " (SELECT rowid, bm25(passage_terms) AS score FROM passage_terms WHERE passage_terms MATCH ?"
-            " ORDER BY score, rowid LIMIT ?) AS found"
-            " JOIN passage ON passage.id = found.rowid JOIN document ON document.id = passage.document"
-            " ORDER BY found.score, passage.id",
-            (query, limit),
-        )
-        return [Passage(*row) for row in rows]
+        counts = {term: count for term, count in self._counts(question).items() if count}
+        rare = {term: count for term, count in counts.items() if count <= max(FEW, FREQUENT * self.passages)}
+        weights = {term: self._weight(count) for term, count in counts.items()}
+        chosen = rare if len(rare) >= LEAST_TERMS else counts
+        candidates = self._candidates(chosen, weights, max(CANDIDATES, 3 * limit))
+        scored = [self._scored(number, weights) for number in candidates]
+        return sorted(scored, key=lambda passage: (-passage.score, passage.number))[:limit]
+
+    def _candidates(self, chosen: Iterable[str], weights: dict[str, float], number: int) -> list[int]:
+        """The passages with the most of the question's weight in them, each term counted once."""
+        sums: dict[int, float] = {}
+        query = "SELECT rowid FROM passage_terms WHERE passage_terms MATCH ?"
+        for term in chosen:
+            weight = weights[term]
+            for (passage,) in self._db.execute(query, (f'"{term}"',)):
+                sums[passage] = sums.get(passage, 0.0) + weight
+        return heapq.nsmallest(number, sums, key=lambda passage: (-sums[passage], passage))
+
+    def _scored(self, number: int, weights: dict[str, float]) -> Passage:
+        document, title, text = self._db.execute(
+            "SELECT document.id, title, text FROM passage JOIN document ON document.id = document WHERE passage.id = ?",
+            (number,),
+        ).fetchone()
+        return Passage(number, document, title, text, bm25(indexed_terms(title, text), weights, self._mean_length))
 
     def fit(self, question: str, passage: Passage) -> float:
         """How much of a question a passage answers to: its score beside the weight of all terms of the question.
@@ -125,11 +138,10 @@ class Library:
             for sentence in sentences(passage.text)
         ]
         mean = sum(len(words) for _, _, words in found) / max(1, len(found)) or 1.0
-        scored = []
-        for i, sentence, words in found:
-            norm = K1 * (1 - B + B * len(words) / mean)
-            fit = sum(weight * (K1 + 1) * n / (n + norm) for t, weight in weights.items() if (n := words.count(t)))
-            scored.append(FoundSentence(i, sentence, fit * (passages[i].score / best) ** SHARPNESS))
+        scored = [
+            FoundSentence(i, sentence, bm25(words, weights, mean) * (passages[i].score / best) ** SHARPNESS)
+            for i, sentence, words in found
+        ]
         return sorted(scored, key=lambda one: -one.score)[:limit]
 
     def _counts(self, question: str) -> dict[str, int]:
@@ -143,6 +155,13 @@ class Library:
     def _weight(self, count: int) -> float:
         """The inverse document frequency of a term, never negative."""
         return math.log1p((self.passages - count + 0.5) / (count + 0.5))
+
+
+def bm25(words: Sequence[str], weights: dict[str, float], mean_length: float) -> float:
+    """How well words fit the weighted terms of a question (Robertson and Zaragoza, 2009)."""
+    counts = Counter(word for word in words if word in weights)
+    norm = K1 * (1 - B + B * len(words) / mean_length)
+    return sum(weights[term] * (K1 + 1) * count / (count + norm) for term, count in counts.items())
 
 
 def sentences(text: str) -> list[str]:
