@@ -1,14 +1,20 @@
-"""The demo's training, which is `twingpt train` in a process of its own."""
+"""The demo: its training, which is `twingpt train` in a process of its own, and the answers that it ends with."""
 
 import os
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.answers.test_ask import check_grounded
 from tests.training.test_memory import FAILING_MLX, assert_same_run, started_small
 from twingpt import demo
+from twingpt.answers.ask import ask_library
 from twingpt.core.errors import StoppedError, TwinGPTError
+from twingpt.data.library.search import Library
+from twingpt.data.prepare.pipeline import prepare
+from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.training.probe import ProbeResult
 
 
@@ -41,3 +47,19 @@ def test_no_room_for_its_small_batch_is_said(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(demo, "probe", lambda *_: ProbeResult(False, reason="no room"))
     with pytest.raises(TwinGPTError, match="does not fit into memory in mlx: no room"):
         demo.run_demo(tmp_path / "demo", "mlx", "cpu", 0.1)
+
+
+def test_its_answers_are_true_and_the_last_question_has_none(tmp_path: Path) -> None:
+    """What it shows first to anyone: each line stands in the example text."""
+    with resources.as_file(resources.files("twingpt.examples") / "ph_life_ko.txt") as text:
+        prepare([str(text)], tmp_path, PrepareSettings(), stages=["clean", "library"])
+    with Library(tmp_path / "library.sqlite") as library:
+        answers = [ask_library(library, question) for question in demo.QUESTIONS]
+    assert [answer.found for answer in answers] == [True, True, True, False]
+    titles = [answer.sources[0].title for answer in answers[:3]]
+    assert titles == ["여권을 잃어버렸을 때 할 일", "태풍이 오기 전 이틀 동안", "관광비자 연장, 처음이라면 이렇게"]
+    assert all(check_grounded(answer) > 3 for answer in answers[:3])
+    console = Console(record=True, width=200)
+    demo.ask(tmp_path, console)
+    shown = console.export_text()
+    assert all(question in shown for question in demo.QUESTIONS) and shown.count("출처") == 3

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from twingpt.answers.ask import ask_library
 from twingpt.core.backend import DeviceChoice, installed_backends
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
+from twingpt.data.files import LIBRARY_FILE
+from twingpt.data.library.search import Library
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.generation.model import load
@@ -23,11 +26,18 @@ MODEL = {"dropout": 0.0}
 TRAIN = {"batch_size": 2, "learning_rate": 3e-3, "min_learning_rate": 3e-4, "log_every": 50}
 MEASURED_STEPS = 20
 RELAY_STEPS = 10
-QUESTION = "여권을 잃어버렸을 때 해야 할 일 정리해줘"
+# The last one has no answer in the text.
+QUESTIONS = (
+    "여권을 잃어버렸을 때 해야 할 일 정리해줘",
+    "태풍이 올 때 뭘 준비해?",
+    "관광비자 연장은 어떻게 하나요?",
+    "마닐라에서 오로라를 볼 수 있나요?",
+)
+WRITTEN = QUESTIONS[0]
 
 
 def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: float) -> None:
-    """Prepare, train, go on in the other engine, answer. Everything lands in `out`.
+    """Prepare, train, go on in the other engine, answer from the text. Everything lands in `out`.
 
     Raises UsageError if `out` holds a run already, TwinGPTError if no engine is installed.
     """
@@ -69,15 +79,30 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     console.rule(f"3. go on in {last}" if others else "3. go on (the other engine is not installed)")
     train(run, ["--backend", last, "--device", device, "--resume"], console)
 
-    console.rule("4. ask")
+    console.rule("4. ask the text")
+    ask(run, console)
+
+    console.rule("5. let the model write")
+    console.print(
+        f"작문 (free writing of a model trained for {minutes:g} minutes: nothing in it is checked)", style="dim"
+    )
     model = load(run, last, device)
-    console.print(QUESTION, style="bold")
+    console.print(WRITTEN, style="bold")
     sampling = Sampling(temperature=0.5, top_k=20)
-    for piece in model.stream(question=QUESTION, sampling=sampling, max_new_tokens=200):
+    for piece in model.stream(question=WRITTEN, sampling=sampling, max_new_tokens=120):
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.rule()
-    console.print(f"ask another: twingpt generate {run} --question TEXT", markup=False)
+    console.print(f'ask more:  twingpt ask {run} "..."', markup=False, highlight=False)
+    console.print(f"the page:  twingpt serve {run}", markup=False, highlight=False)
+
+
+def ask(run: Path, console: Console) -> None:
+    """Answer QUESTIONS from the run's own text: each line with its source, or that the text has no answer."""
+    with Library(run / LIBRARY_FILE) as library:
+        for question in QUESTIONS:
+            console.print(f"\n? {question}", style="bold", markup=False)
+            console.print(ask_library(library, question).text, markup=False, highlight=False, soft_wrap=True)
 
 
 def seconds_per_step(backend: str, config: RunConfig, device: DeviceChoice) -> float:
