@@ -13,6 +13,8 @@ from twingpt.answers.ask import ask_library, read_units
 from twingpt.cli import main
 from twingpt.core.errors import UsageError
 from twingpt.data.contacts import standardise
+from twingpt.data.library.build import build_library, split_document
+from twingpt.data.library.dates import newest_date
 from twingpt.data.library.search import Library
 from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
@@ -161,7 +163,46 @@ def test_the_command(
     )
     answer = json.loads(out)
     assert answer["sections"]["요약"][0] == "- 아침 아홉 시에 엽니다. [1]"
-    assert answer["sections"]["연락처"] == ["- TEL: +63 2 8555 0100 [1]"]
+    assert answer["sections"]["연락처"] == ["- 가게 안내 TEL: +63 2 8555 0100 [1]"]
+
+
+def test_contacts_that_differ_are_all_shown_with_their_dates(tmp_path: Path) -> None:
+    """Three guides, two numbers of one embassy: a user must see that one of them is old."""
+    guides = [
+        ("여권 안내", "2019년 3월 기준입니다.\n주필리핀 한국대사관 전화: 02-8555-0101\n여권은 대사관에서 신청합니다."),
+        (
+            "비자 안내",
+            "2024년 11월에 고쳤습니다.\n주필리핀 한국대사관 전화: 02-8555-0199\n비자는 이민국에서 연장합니다.",
+        ),
+        ("병원 안내", "2023.05.01\n주필리핀 한국대사관 전화: 02-8555-0199\n병원 문의 전화: 02-8555-0111"),
+        ("은행 안내", "은행 문의 전화: 02-8555-0122\n통장은 창구에서 만듭니다."),
+    ]
+    documents = (split_document(standardise(f"{title}\n{text}")[0].split("\n")) for title, text in guides)
+    build_library(tmp_path / "library.sqlite", documents)
+    with Library(tmp_path / "library.sqlite") as library:
+        answer = ask_library(library, "여권은 어디에서 신청해요?")
+        other = ask_library(library, "통장은 어디서 만들어요?", least_fit=0)
+    assert answer.sections["연락처"] == [
+        "- 주필리핀 한국대사관 TEL: +63 2 8555 0199 (2024-11, 2번 나옴, 서로 다름) [2]",
+        "- 주필리핀 한국대사관 TEL: +63 2 8555 0101 (2019-03, 1번 나옴, 서로 다름) [1]",
+    ]
+    assert [(source.number, source.title) for source in answer.sources] == [(1, "여권 안내"), (2, "비자 안내")]
+    assert check_grounded(answer) >= 3
+    assert other.sections["연락처"] == ["- 은행 TEL: +63 2 8555 0122 [1]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [
+        ("2023년 5월 3일에 썼고 2024.11 에 고침", "2024-11"),
+        ("2019-03-01, 2019-02-11", "2019-03-01"),
+        ("2021년 기준", "2021"),
+        ("번호 02-2023-4567, 가격 2024", ""),
+        ("날짜 없음", ""),
+    ],
+)
+def test_the_newest_date_that_a_text_names(text: str, date: str) -> None:
+    assert newest_date(text) == date
 
 
 def test_mistakes_are_one_line(

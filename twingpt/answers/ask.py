@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from twingpt.answers.answer import Answer, Source
+from twingpt.answers.contacts import contact_section
 from twingpt.core.errors import UsageError
 from twingpt.data.contacts import standardise
 from twingpt.data.library.search import NEAR, FoundSentence, Library, Passage, sentences
-from twingpt.data.samples.summary import Group, contact_lines, group_of
+from twingpt.data.samples.summary import Group, group_of
 from twingpt.data.text.clean import cleaned
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
 
@@ -43,13 +44,14 @@ def ask_library(library: Library, question: str, *, least_fit: float = FITS) -> 
     cited = sorted({0, *(sentence.passage for sentence in summary), *_same_document(found)})
     numbers = {passage: number for number, passage in enumerate(cited, 1)}
     units = list(read_units(found[0].text))
+    sources = [Source(numbers[i], found[i].title, found[i].text, round(found[i].score, 3)) for i in cited]
+    contacts = list(contact_section(library, [found[i] for i in cited], sources))
     sections = {
         "요약": [_line(sentence.text, numbers[sentence.passage]) for sentence in summary],
         "체크리스트": _checklist(units),
-        "연락처": [line for i in cited for line in _contacts(found[i], numbers[i])],
+        "연락처": contacts,
         "상세 설명": _detail(units, summary),
     }
-    sources = [Source(numbers[i], found[i].title, found[i].text, round(found[i].score, 3)) for i in cited]
     return Answer(question, found=True, sections=sections, sources=sources)
 
 
@@ -93,10 +95,6 @@ def _checklist(units: Sequence[Unit]) -> list[str]:
         chosen = grouped.get(group, [])[:GROUP_SENTENCES]
         lines += [f"- {name}:", *(f"  {_line(unit.plain, 1)}" for unit in chosen)] if chosen else []
     return lines
-
-
-def _contacts(passage: Passage, number: int) -> list[str]:
-    return [_line(line, number) for line in contact_lines(standardise(passage.text)[1])]
 
 
 def _detail(units: Sequence[Unit], summary: Sequence[FoundSentence]) -> list[str]:

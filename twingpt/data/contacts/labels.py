@@ -53,6 +53,9 @@ BARE_URL = re.compile(
     rf"|(?:[a-z0-9-]+\.){{2,}}(?:com|net|org|edu|kr|ph)(?![A-Za-z0-9@.-])|[a-z0-9-]+\.(?:com|net|org|kr|ph)(?=/[A-Za-z0-9])){_PATH}"
 )
 BARE_EMAIL = re.compile(rf"(?<![A-Za-z0-9._%+-]){EMAIL.pattern}")
+KIND_LABEL = re.compile(r"\b(?:TEL|FAX|KAKAO|ADDR|WEB|EMAIL)(?:/[A-Z]+)*: ")
+"""What stands before each contact of a standardised text."""
+
 PLACEHOLDER = re.compile(r"\[(TEL|FAX|KAKAO|ADDR|WEB|EMAIL)_(\d+)\]")
 
 KAKAO_ID = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9_]")

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.contacts.labels import PLACEHOLDER
-from twingpt.data.library.contact_store import ContactStore
+from twingpt.data.contacts import Contact, standardise
+from twingpt.data.contacts.labels import KIND_LABEL, PLACEHOLDER
+from twingpt.data.library.contact_store import ContactStore, name_key
+from twingpt.data.library.dates import newest_date
 from twingpt.data.library.terms import terms
 from twingpt.data.text.corpus import Documents
 from twingpt.data.text.documents import is_title
 from twingpt.data.text.korean import pre_split
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 TITLE_WEIGHT = 3
 """How often a title's terms count in each of its passages: the subject of a question often stands there alone."""
 PASSAGE_CHARS = 1000
@@ -23,9 +25,14 @@ PASSAGE_CHARS = 1000
 # (detail=none), a third of the size. FTS5's own bm25() needs them; the search counts in the few passages that matter.
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE document (id INTEGER PRIMARY KEY, title TEXT NOT NULL);
+CREATE TABLE document (id INTEGER PRIMARY KEY, title TEXT NOT NULL, date TEXT NOT NULL);
 CREATE TABLE passage (id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES document, text TEXT NOT NULL);
 CREATE VIRTUAL TABLE passage_terms USING fts5(terms, content='', detail=none, tokenize='unicode61 remove_diacritics 0');
+CREATE TABLE contact (
+    passage INTEGER NOT NULL REFERENCES passage, kind TEXT NOT NULL, value TEXT NOT NULL, name TEXT NOT NULL,
+    key TEXT NOT NULL  -- the name as names are compared
+);
+CREATE INDEX contact_by_key ON contact (key, kind);
 """
 
 
@@ -118,17 +125,27 @@ def indexed_terms(title: str, text: str) -> list[str]:
     return terms(title) * TITLE_WEIGHT + terms(text)
 
 
+def passage_contacts(title: str, text: str) -> list[Contact]:
+    """The contacts of a passage, each with the name it stands under, which may be the title."""
+    if not KIND_LABEL.search(text):
+        return []
+    return [contact for contact in standardise(f"{title}\n{text}")[1] if contact.start > len(title)]
+
+
 def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> tuple[int, int]:
     """(how many passages, how many terms in all of them)."""
     count = total = 0
     for number, document in enumerate(documents):
-        db.execute("INSERT INTO document VALUES (?, ?)", (number, document.title))
+        date = newest_date("\n".join([document.title, *document.passages]))
+        db.execute("INSERT INTO document VALUES (?, ?, ?)", (number, document.title, date))
         for text in document.passages:
             found = indexed_terms(document.title, text)
             db.execute("INSERT INTO passage VALUES (?, ?, ?)", (count, number, text))
-            db.execute(
-                "INSERT INTO passage_terms (rowid, terms) VALUES (?, ?)", (count, " ".join(dict.fromkeys(found)))
-            )
+            once = " ".join(dict.fromkeys(found))
+            db.execute("INSERT INTO passage_terms (rowid, terms) VALUES (?, ?)", (count, once))
+            contacts = passage_contacts(document.title, text)
+            rows = ((count, c.kind, c.value, c.entity, name_key(c.entity)) for c in contacts)
+            db.executemany("INSERT INTO contact VALUES (?, ?, ?, ?, ?)", rows)
             count += 1
             total += len(found)
     return count, total

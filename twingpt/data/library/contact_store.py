@@ -37,7 +37,7 @@ _NAMED = 0.8
 _TOPICS = 200
 
 
-def _name(entity: str) -> str:
+def name_key(entity: str) -> str:
     """The form in which names are compared: NFKC, lower case, without blanks and punctuation."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", entity).lower())
 
@@ -61,10 +61,12 @@ class ContactStore:
             db = sqlite3.connect(temporary)
             try:
                 db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = FULL;" + _SCHEMA)
-                rows = ((c.kind, c.value, c.original, c.entity, _name(c.entity), c.ordinal, c.topic) for c in contacts)
+                rows = (
+                    (c.kind, c.value, c.original, c.entity, name_key(c.entity), c.ordinal, c.topic) for c in contacts
+                )
                 db.executemany(f"INSERT OR IGNORE INTO contact ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
                 titles = db.execute("SELECT topic FROM contact WHERE topic != '' GROUP BY topic ORDER BY min(id)")
-                asked = ((title, " ".join(_name(way) for way in ways_to_ask(title))) for (title,) in titles)
+                asked = ((title, " ".join(name_key(way) for way in ways_to_ask(title))) for (title,) in titles)
                 db.executemany("INSERT INTO topic (title, asked) VALUES (?, ?)", asked)
                 db.execute("INSERT INTO place(place) VALUES ('rebuild')")
                 db.commit()
@@ -108,7 +110,7 @@ class ContactStore:
 
     def search(self, name: str, kind: Kind | None = None, limit: int = 20) -> list[Contact]:
         """Contacts of places whose name holds every word of `name`, in whole or in part; the closest names first."""
-        words = [word for word in (_name(part) for part in name.split()) if word]
+        words = [word for word in (name_key(part) for part in name.split()) if word]
         if not words:
             return []
         if kind is not None and kind not in KINDS:
@@ -133,7 +135,7 @@ class ContactStore:
 
         Empty where several places could be meant, since a wrong number is worse than none.
         """
-        key = _name(name)
+        key = name_key(name)
         if len(key) < 2:
             return []
         exact = self._select("name = ? AND kind = ?", [key, kind, -1])
@@ -142,7 +144,7 @@ class ContactStore:
         rows = self._select(
             "kind = ? AND name != '' AND (instr(name, ?) > 0 OR instr(?, name) > 0)", [kind, key, key, -1]
         )
-        return rows if len({_name(row.entity) for row in rows}) == 1 else []
+        return rows if len({name_key(row.entity) for row in rows}) == 1 else []
 
     def of_topic(self, question: str) -> list[Contact]:
         """Contacts of the document that a question is about, in the document's order.
@@ -150,7 +152,7 @@ class ContactStore:
         It is the one whose topic the question names most of, and nearly all of. Empty where there is none or where
         several fit equally, since a wrong number is worse than none.
         """
-        key = _name(question)
+        key = name_key(question)
         grams = {key[i : i + _TRIGRAM] for i in range(len(key) - _TRIGRAM + 1)}
         if not grams:
             return []
@@ -193,7 +195,7 @@ def _likeness(key: str, title: str) -> tuple[int, float]:
     Pairs that questions about anything have are left out.
     """
     asked = _pairs(key)
-    ways = [pairs for way in ways_to_ask(title) if (pairs := _pairs(_name(way)) - _common_pairs())]
+    ways = [pairs for way in ways_to_ask(title) if (pairs := _pairs(name_key(way)) - _common_pairs())]
     return max(((len(pairs & asked), len(pairs & asked) / len(pairs)) for pairs in ways), default=(0, 0.0))
 
 
@@ -204,7 +206,9 @@ def _pairs(key: str) -> set[str]:
 @cache
 def _common_pairs() -> frozenset[str]:
     patterns = (*NOUN_PATTERNS, *WHEN_PATTERNS, *QUOTED_PATTERNS)
-    return frozenset(pair for text in patterns for part in re.split(r"\{\w+\}", text) for pair in _pairs(_name(part)))
+    return frozenset(
+        pair for text in patterns for part in re.split(r"\{\w+\}", text) for pair in _pairs(name_key(part))
+    )
 
 
 def fill(text: str, store: ContactStore) -> str:
@@ -223,7 +227,7 @@ def fill(text: str, store: ContactStore) -> str:
         for match in PLACEHOLDER.finditer(line):
             entity = places.name(index, match.start(), match.end())
             kind = next(k for k in KINDS if k == match[1])
-            key = (_name(entity), match[0])
+            key = (name_key(entity), match[0])
             if key not in given:
                 rows = [c for c in store.of_place(entity, kind) if (key[0], kind, c.value) not in used]
                 rows.sort(key=lambda c: c.ordinal != int(match[2]))

@@ -13,6 +13,7 @@ from typing import Self
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.library.build import FORMAT_VERSION, indexed_terms
+from twingpt.data.library.contact_store import name_key
 from twingpt.data.library.terms import question_terms, terms
 
 REMEDY = "make it again with `twingpt data library DATA`"
@@ -43,6 +44,20 @@ class Passage:
     title: str
     text: str
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class FoundContact:
+    """A contact under its name.
+
+    passage: the number of the one that it stands in. date: of that one's document, "" where it names none.
+    """
+
+    passage: int
+    kind: str
+    value: str
+    name: str
+    date: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +128,26 @@ class Library:
             (number,),
         ).fetchone()
         return Passage(number, document, title, text, bm25(indexed_terms(title, text), weights, self._mean_length))
+
+    def passage(self, number: int) -> Passage:
+        """The passage of this number, with a score of 0."""
+        return self._scored(number, {})
+
+    def contacts(self, passage: Passage) -> list[FoundContact]:
+        """The contacts of a passage, in its order."""
+        return self._contacts("passage = ?", (passage.number,))
+
+    def contacts_named(self, name: str, kind: str) -> list[FoundContact]:
+        """All contacts of this kind that stand under a name, wherever in the text, in its order."""
+        return self._contacts("key = ? AND kind = ?", (name_key(name), kind))
+
+    def _contacts(self, where: str, values: tuple[object, ...]) -> list[FoundContact]:
+        rows = self._db.execute(
+            "SELECT passage, kind, value, name, date FROM contact JOIN passage ON passage.id = contact.passage"
+            f" JOIN document ON document.id = passage.document WHERE {where} ORDER BY contact.rowid",
+            values,
+        )
+        return [FoundContact(*row) for row in rows]
 
     def fit(self, question: str, passage: Passage) -> float:
         """How much of a question a passage answers to: its score beside the weight of all terms of the question.

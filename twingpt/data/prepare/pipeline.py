@@ -23,7 +23,7 @@ from twingpt.data.files import (
     SAMPLES_FILE,
     TOKENIZER_FILE,
 )
-from twingpt.data.library.build import build_library, read_documents
+from twingpt.data.library.build import FORMAT_VERSION, build_library, read_documents
 from twingpt.data.prepare.parallel import default_workers
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
 from twingpt.data.prepare.stages import Report, StageResult, Workspace, file_sha256
@@ -179,7 +179,9 @@ class Job:
             read = read_documents(documents, self._out / CONTACTS_FILE, self.watcher.advance)
             return {"documents": len(documents), "passages": build_library(folder / LIBRARY_FILE, read)}
 
-        return self.workspace.run("library", self.key("library", (), text=file_sha256(cleaned)), make, needed=3 * size)
+        return self.workspace.run(
+            "library", self.key("library", (), text=file_sha256(cleaned), format=FORMAT_VERSION), make, needed=3 * size
+        )
 
     # -- tokenizer -----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from twingpt.data.contacts import Contact, standardise
+from twingpt.data.contacts.labels import KIND_LABEL
 from twingpt.data.text.korean import Sentence, pre_split, sentences
 
 Role = Literal["heading", "item", "sentence", "contact"]
@@ -14,7 +15,7 @@ _SEPARATOR = re.compile(r"^\s*(?:[-=*_~#+•·]\s?){3,}\s*$|^\s*[━─—–═
 _MARKDOWN_HEADING = re.compile(r"^#{1,6}\s+\S")
 BULLET = re.compile(r"^\s*(?:[-•*·▶▷■□◆◇●○✓✔※→]\s*|\(?\d{1,2}[.)]\s+|[①-⑳]\s*)")
 _SENTENCE_END = re.compile(r"(?:[.!?…~][\"'”’)\]]*|[가-힣](?:다|요|죠|까|음|함|됨)|[ㅋㅎㅠㅜ^]+)\s*$")
-_LABEL_WORDS = re.compile(r"\b(?:TEL|FAX|KAKAO|ADDR|WEB|EMAIL)(?:/[A-Z]+)*: ")
+
 _TITLE_CHARS = 60
 # "준비물: 사진 2장": a list of one line.
 _LABELLED = re.compile(r"^\s*[가-힣 ]{1,8}[:：]\s*\S[^.!?]*$")
@@ -159,7 +160,7 @@ def is_contact_line(line: str, contacts: list[Contact]) -> bool:
     rest = line
     for contact in sorted(contacts, key=lambda c: -c.start):
         rest = rest[: contact.start] + rest[contact.end :]
-    rest = re.sub(r"\([^()]*\)", "", _LABEL_WORDS.sub("", rest))
+    rest = re.sub(r"\([^()]*\)", "", KIND_LABEL.sub("", rest))
     return re.search(r"[가-힣][.!?]|(?:다|요|세요|니다)\s*$", rest) is None
 
 
