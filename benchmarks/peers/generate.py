@@ -52,6 +52,7 @@ def ours(name: str, spec: GPTSpec, device: str, number: int) -> Generate:
     from twingpt.core.init import initial_weights
     from twingpt.core.sampling import Sampling, sample
     from twingpt.core.state import MODEL
+    from twingpt.generation.batching import Request
     from twingpt.generation.writing import stream_tokens
 
     backend = create_backend(name, spec, EngineConfig(device=device))  # type: ignore[arg-type]
@@ -60,7 +61,7 @@ def ours(name: str, spec: GPTSpec, device: str, number: int) -> Generate:
     texts = prompts(spec, number)
 
     def one(new_tokens: int) -> int:
-        return len(list(stream_tokens(backend, texts[0], samplings[0], new_tokens, frozenset())))
+        return len(list(stream_tokens(backend, Request(texts[0], samplings[0], new_tokens))))
 
     def many(new_tokens: int) -> int:
         cache, slots = backend.new_cache(number, spec.block_size), list(range(number))

@@ -13,7 +13,8 @@ from twingpt.data.contacts import standardise
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.writing import Request, write_side_by_side
+from twingpt.generation.batching import Request
+from twingpt.generation.model import Model
 
 REFERENCE = (
     "요약:\n- 먼저 신고합니다.\n체크리스트: (문서에 없음)\n연락처(공공정보):\n"
@@ -99,7 +100,7 @@ def test_both_engines_give_the_same_figures(tokenizer: Tokenizer, tmp_path: Path
     spec = GPTSpec(vocab_size=tokenizer.vocab_size, block_size=96, n_layer=1, n_head=2, n_embd=16, dropout=0.0)
     samples = [sample(0), sample(1, "open"), sample(2)]
     settings = AnswerSettings(sampling=Sampling(temperature=0.0), max_new_tokens=130, structured=True, slots=2)
-    found = [answer_all(make_engine(name, spec), tokenizer, samples, None, settings) for name in ("mps", "mlx")]
+    found = [answer_all(Model(make_engine(name, spec), tokenizer), samples, None, settings) for name in ("mps", "mlx")]
     assert [one.answer for one in found[0]] == [one.answer for one in found[1]]
     shown = figures(found[0])
     assert shown == figures(found[1])
@@ -117,13 +118,18 @@ def test_both_engines_give_the_same_figures(tokenizer: Tokenizer, tmp_path: Path
 
 def test_requests_of_both_kinds_share_a_batch(tokenizer: Tokenizer, backend_name: str) -> None:
     spec = GPTSpec(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=2, n_embd=16, dropout=0.0)
-    engine = make_engine(backend_name, spec)
+    model = Model(make_engine(backend_name, spec), tokenizer)
     sampling = Sampling(temperature=1.0, seed=1)
-    requests = [Request([2, 20 + n], sampling, 120, structured=n == 1) for n in range(3)]
-    together = {number: tokens for number, tokens, _ in write_side_by_side(engine, tokenizer, requests, 2)}
-    for number, request in enumerate(requests):
-        ((_, alone, _),) = write_side_by_side(engine, tokenizer, [request], 1)
-        assert together[number] == alone
-    assert tokenizer.decode(together[1]).startswith("요약:")
+
+    def requests() -> list[Request]:
+        return [
+            model.request(question=str(n), sampling=sampling, max_new_tokens=120, structured=n == 1) for n in range(3)
+        ]
+
+    together = dict(model.write(requests(), 2))
+    for number, request in enumerate(requests()):
+        assert list(model.write([request], 1)) == [(0, together[number])]
+        assert together[number].text == tokenizer.decode(together[number].tokens)
+    assert together[1].text.startswith("요약:")
     with pytest.raises(TwinGPTError, match=r"needs \d+ tokens, there is room for 9"):
-        list(write_side_by_side(engine, tokenizer, [Request([2], sampling, 9, structured=True)], 1))
+        model.request(question="?", sampling=sampling, max_new_tokens=9, structured=True)

@@ -190,6 +190,27 @@ def test_a_non_finite_step_changes_nothing(backend_name: str, spec: GPTSpec) -> 
         assert np.array_equal(after[key], broken[key], equal_nan=True), key
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["mps", "mlx", "reference"])
+def test_an_update_without_a_counted_target_is_skipped(name: str, optimizer: str, spec: GPTSpec) -> None:
+    """`--mask-prompt --allow-long` can cut a sample before its answer: with one sequence a batch nothing is counted."""
+    inputs, targets = windows(spec, 1, 1)
+    engine = make_engine(name, spec, optimizer=optimizer)
+    engine.train_step(inputs, targets, 1e-3, 0)
+    before = engine.export_state()
+    engine.train_step(inputs, np.full_like(targets, -1), 1e-3, 1)
+    after = engine.export_state()
+    stats = engine.read_stats()
+    assert stats.applied == [True, False]
+    assert stats.tokens[1] == 0
+    assert stats.loss_sums[1] == 0.0
+    assert np.isnan(stats.grad_norms[1])
+    for key in before:
+        assert np.array_equal(after[key], before[key]), key
+    engine.train_step(inputs, targets, 1e-3, 2)
+    assert engine.read_stats().applied == [True]
+
+
 def test_dropout_is_keyed_by_seed_step_and_micro_batch(backend_name: str, spec: GPTSpec) -> None:
     spec = dataclasses.replace(spec, dropout=0.3)
     inputs, targets = windows(spec, 1, 2)

@@ -1,5 +1,7 @@
+from twingpt.core.sampling import Sampling
 from twingpt.data.contacts import standardise
 from twingpt.generation.answer_contacts import known_contacts, with_contact_section
+from twingpt.generation.batching import Request
 from twingpt.generation.writing import with_contacts
 
 DOC = "여권 분실\n먼저 신고합니다.\n대사관 전화: 02-8555-0131\n통역 카톡: lost_demo"
@@ -19,7 +21,8 @@ def test_the_section_holds_the_contacts_of_the_document() -> None:
 
 
 def test_a_document_without_contacts_has_none_in_its_answer() -> None:
-    filled = with_contacts(ANSWER, ["여권 분실"], None, fill_in=True, doc="여권 분실\n먼저 신고합니다.")
+    request = Request([1], Sampling(), 1, question="여권 분실", doc="여권 분실\n먼저 신고합니다.")
+    filled = with_contacts(ANSWER, request, None, fill_in=True)
     assert "연락처(공공정보): (문서에 없음)\n상세 설명:" in filled
     assert standardise(filled)[1] == []
 

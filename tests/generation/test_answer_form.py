@@ -10,7 +10,7 @@ from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.answer_form import SECTION_HEADS, AnswerForm, in_order, section, split_sections
-from twingpt.generation.batching import Batcher
+from twingpt.generation.batching import Batcher, Request
 
 WHOLE = (
     "요약:\n- 가.\n- 나.\n체크리스트:\n- 해야 할 일: 다.\n- 주의사항: 라\n"
@@ -139,7 +139,7 @@ def test_a_model_that_knows_no_form_is_held_to_it(form: AnswerForm, backend_name
     stop = frozenset({form.tokenizer.id("[/ANSWER]")})
     texts: dict[int, list[int]] = {}
     for seed in range(4):
-        handle = batcher.add([2], Sampling(seed=seed, temperature=1.5), 150, stop, form.constraint(150))
+        handle = batcher.add(Request([2], Sampling(seed=seed, temperature=1.5), 150, stop, form.constraint(150)))
         texts[handle] = []
     reasons = set()
     while batcher:

@@ -6,10 +6,8 @@ from twingpt.core.backend import BACKENDS, Backend
 from twingpt.core.errors import UsageError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
-from twingpt.generation.batching import Batcher, Event
+from twingpt.generation.batching import Batcher, Event, Request
 from twingpt.generation.writing import stream_tokens
-
-NEVER: frozenset[int] = frozenset()
 
 
 class Only:
@@ -44,17 +42,17 @@ def test_side_by_side_every_text_is_what_it_is_alone(engine: Backend, spec: GPTS
     settings = [Sampling(temperature=1.0, seed=n, repetition_penalty=1.0 + 0.1 * n) for n in range(len(prompts))]
     numbers = [60, 45, 7, 50, 33]
     batcher = Batcher(engine, slots=3)
-    handles = [batcher.add(p, s, n) for p, s, n in zip(prompts, settings, numbers, strict=True)]
+    handles = [batcher.add(Request(p, s, n)) for p, s, n in zip(prompts, settings, numbers, strict=True)]
     together = texts(batcher)
     for handle, prompt, sampling, number in zip(handles, prompts, settings, numbers, strict=True):
-        assert together[handle] == list(stream_tokens(engine, prompt, sampling, number, NEVER))
+        assert together[handle] == list(stream_tokens(engine, Request(prompt, sampling, number)))
         assert len(together[handle]) == number
 
 
 def test_sliding_keeps_the_newer_half_of_the_window(engine: Backend, spec: GPTSpec) -> None:
     """Against a plain loop without a cache that drops the older half whenever the window is full."""
     sampling = Sampling(temperature=1.0, seed=5, repetition_penalty=1.3)
-    tokens = list(stream_tokens(engine, [5, 6, 7], sampling, 3 * spec.block_size, NEVER))
+    tokens = list(stream_tokens(engine, Request([5, 6, 7], sampling, 3 * spec.block_size)))
     seen, window = [5, 6, 7], [5, 6, 7]
     for token in tokens:
         logits = engine.logits(np.array([window], dtype=np.int32))[0, -1]
@@ -68,7 +66,7 @@ def test_both_engines_write_the_same_batch(spec: GPTSpec) -> None:
     for name in BACKENDS:
         batcher = Batcher(make_engine(name, spec), slots=2)
         for seed in range(4):
-            batcher.add([seed + 1, 2], Sampling(seed=seed), 20)
+            batcher.add(Request([seed + 1, 2], Sampling(seed=seed), 20))
         found.append(texts(batcher))
     assert found[0] == found[1]
 
@@ -76,7 +74,7 @@ def test_both_engines_write_the_same_batch(spec: GPTSpec) -> None:
 def test_a_slot_that_comes_free_takes_the_next_prompt(engine: Backend) -> None:
     batcher = Batcher(engine, slots=2)
     greedy = Sampling(temperature=0.0)
-    first, second, third = (batcher.add([n + 1], greedy, number) for n, number in enumerate((1, 5, 2)))
+    first, second, third = (batcher.add(Request([n + 1], greedy, number)) for n, number in enumerate((1, 5, 2)))
     assert [e.handle for e in batcher.step()] == [first, second]
     assert (batcher.live, batcher.waiting) == (1, 1)
     assert [e.handle for e in batcher.step()] == [second, third]
@@ -86,22 +84,22 @@ def test_a_slot_that_comes_free_takes_the_next_prompt(engine: Backend) -> None:
     assert not batcher
     assert batcher.step() == []
     # The slots freed on either way serve again, and remember nothing.
-    again = batcher.add([3], greedy, 2)
-    assert texts(batcher)[again] == list(stream_tokens(engine, [3], greedy, 2, NEVER))
+    again = batcher.add(Request([3], greedy, 2))
+    assert texts(batcher)[again] == list(stream_tokens(engine, Request([3], greedy, 2)))
 
 
 def test_a_waiting_prompt_can_be_removed(engine: Backend) -> None:
     batcher = Batcher(engine, slots=1)
-    first, second = batcher.add([1], Sampling(), 3), batcher.add([2], Sampling(), 3)
+    first, second = batcher.add(Request([1], Sampling(), 3)), batcher.add(Request([2], Sampling(), 3))
     batcher.remove(second)
     assert set(drain(batcher)) == {first}
 
 
 def test_the_stop_token_ends_a_text_and_is_left_out(engine: Backend) -> None:
     greedy = Sampling(temperature=0.0)
-    tokens = list(stream_tokens(engine, [1, 2, 3], greedy, 20, NEVER))
+    tokens = list(stream_tokens(engine, Request([1, 2, 3], greedy, 20)))
     batcher = Batcher(engine, slots=1)
-    handle = batcher.add([1, 2, 3], greedy, 20, frozenset({tokens[4]}))
+    handle = batcher.add(Request([1, 2, 3], greedy, 20, frozenset({tokens[4]})))
     events = drain(batcher)[handle]
     assert [e.token for e in events] == [*tokens[: tokens.index(tokens[4])], None]
     assert [e.finish_reason for e in events] == [None] * (len(events) - 1) + ["stop"]
@@ -110,8 +108,8 @@ def test_the_stop_token_ends_a_text_and_is_left_out(engine: Backend) -> None:
 def test_a_constraint_masks_and_hears_the_choice(engine: Backend, spec: GPTSpec) -> None:
     only = Only(spec.vocab_size, {50, 60, 70})
     batcher = Batcher(engine, slots=2)
-    bound = batcher.add([1], Sampling(temperature=2.0, seed=4), 12, frozenset({70}), only)
-    free = batcher.add([1], Sampling(temperature=2.0, seed=4), 12)
+    bound = batcher.add(Request([1], Sampling(temperature=2.0, seed=4), 12, frozenset({70}), only))
+    free = batcher.add(Request([1], Sampling(temperature=2.0, seed=4), 12))
     found = texts(batcher)
     assert found[bound] == only.pushed
     assert set(found[bound]) <= {50, 60}
@@ -120,7 +118,7 @@ def test_a_constraint_masks_and_hears_the_choice(engine: Backend, spec: GPTSpec)
 
 def test_logprobs_are_the_models_own(engine: Backend) -> None:
     batcher = Batcher(engine, slots=1)
-    handle = batcher.add([1, 2], Sampling(temperature=0.3, top_k=1), 1, top_logprobs=3)
+    handle = batcher.add(Request([1, 2], Sampling(temperature=0.3, top_k=1), 1, top_logprobs=3))
     (event,) = drain(batcher)[handle]
     logits = engine.logits(np.array([[1, 2]], dtype=np.int32))[0, -1].astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum())
@@ -134,6 +132,6 @@ def test_a_prompt_that_cannot_be_read_is_refused(engine: Backend, spec: GPTSpec)
     batcher = Batcher(engine, slots=1)
     for prompt, number in (([], 1), ([1], 0), ([spec.vocab_size], 1), ([-1], 1)):
         with pytest.raises(UsageError):
-            batcher.add(prompt, Sampling(), number)
+            batcher.add(Request(prompt, Sampling(), number))
     with pytest.raises(UsageError, match="0 slots"):
         Batcher(engine, slots=0)

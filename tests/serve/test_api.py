@@ -16,8 +16,9 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.batching import Request
 from twingpt.generation.prompts import question_prompt, text_prompt
-from twingpt.generation.writing import stop_tokens, stream_text
+from twingpt.generation.writing import stop_tokens
 from twingpt.serve.service import Service
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
@@ -50,11 +51,9 @@ def events(client: TestClient, path: str, **body: Any) -> list[dict[str, Any]]:
 
 def alone(service: Service, prompt: list[int], sampling: Sampling, tokens: int) -> str:
     """What the engine writes without a server."""
-    engine = service.model.engine
-    assert engine is not None
-    return "".join(
-        stream_text(engine, service.tokenizer, prompt, sampling, tokens, stop=stop_tokens(service.tokenizer))
-    )
+    assert service.model.loaded is not None
+    request = Request(prompt, sampling, tokens, stop_tokens(service.tokenizer))
+    return "".join(service.model.loaded.pieces(request))
 
 
 def test_the_model_is_listed(client: TestClient) -> None:
@@ -138,8 +137,8 @@ def test_stop_sequences_end_an_answer_and_are_left_out(client: TestClient) -> No
 def test_log_probabilities_are_the_models_own(client: TestClient, service: Service) -> None:
     answer = complete(client, max_tokens=5, logprobs=3, temperature=0.7, top_k=2, seed=1)
     given = answer["choices"][0]["logprobs"]
-    engine, tokenizer = service.model.engine, service.tokenizer
-    assert engine is not None
+    assert service.model.loaded is not None
+    engine, tokenizer = service.model.loaded.engine, service.tokenizer
     sequence = text_prompt(tokenizer, "여권")
     entries = chat_entries = None
     for index, logprob in enumerate(given["token_logprobs"]):
@@ -204,9 +203,9 @@ class Saying:
         self._at += 1
 
 
-def test_contacts_are_annotated_marked_or_filled(client: TestClient, service: Service) -> None:
+def test_contacts_are_annotated_marked_or_filled(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "대사관 TEL: +63 2 8555 0123\n경찰서 TEL: +63 2 8555 9999"
-    service._form = Saying(service.tokenizer, said)  # type: ignore[assignment]
+    monkeypatch.setattr("twingpt.generation.model.answer_form", lambda tokenizer: Saying(tokenizer, said))
     annotated = chat(client, format="answer", annotate_contacts=True, max_tokens=150)
     assert annotated["choices"][0]["message"]["content"] == said
     spans = annotated["twingpt"]["contacts"]
@@ -266,18 +265,18 @@ def test_a_reload_that_fails_leaves_the_old_model_at_work(client: TestClient, ru
 
 
 def test_the_best_checkpoint_is_served(run_dir: Path, run_spec: GPTSpec) -> None:
-    from twingpt.serve.service import Model
+    from twingpt.serve.service import ServedModel
 
     store = CheckpointStore(run_dir)
     for step, loss in ((5, 2.0), (9, 3.0)):
         store.save(run_spec, perturbed(run_spec, seed=step), Progress(step=step, val_loss=loss))
-    load = Model(run_dir / "best", "mlx", "cpu").find()
+    load = ServedModel(run_dir / "best", "mlx", "cpu").find()
     assert load is not None
     model = load.func.__self__  # type: ignore[attr-defined]
     load()
-    assert (model.step, model.run_dir) == (5, run_dir.resolve())
+    assert (model.loaded.step, model.run_dir) == (5, run_dir.resolve())
     with pytest.raises(TwinGPTError, match="does not exist"):
-        Model(run_dir / "nothing", "mlx", "cpu")
+        ServedModel(run_dir / "nothing", "mlx", "cpu")
 
 
 def test_contacts_that_cannot_be_read_end_a_stream_with_an_error(client: TestClient, run_dir: Path) -> None:

@@ -307,7 +307,7 @@ def test_a_client_that_goes_away_frees_its_slot(
     base_url: str, service: Service, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both slots taken by answers that would last for minutes.
-    monkeypatch.setattr("twingpt.serve.api.stop_tokens", lambda _: frozenset())
+    monkeypatch.setattr("twingpt.generation.model.stop_tokens", lambda _: frozenset())
     service.limits = Limits(max_tokens=100_000)
     body = {"prompt": "여권", "max_tokens": 100_000, "stream": stream}
     reading: list[Iterator[str]] = []

@@ -14,8 +14,9 @@ from twingpt.core.backend import Backend
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.batching import Request
+from twingpt.generation.pieces import Piece
 from twingpt.serve.worker import FairQueue, Finished, Job, QueueFullError, Update, Worker
-from twingpt.serve.writer import AnswerWriter, Piece
 
 
 @dataclass
@@ -59,15 +60,9 @@ def worker(engine_spec: GPTSpec) -> Iterator[Worker]:
 
 
 def job(tokenizer: Tokenizer, reader: Reader, tokens: int, **options: Any) -> Job:
-    settings = {"client": "a", "deadline": time.monotonic() + 60, "stop": frozenset(), **options}
-    return Job(
-        prompt=[2, 40],
-        sampling=Sampling(seed=1),
-        max_tokens=tokens,
-        writer=AnswerWriter(tokenizer, ()),
-        emit=reader.updates.append,
-        **settings,
-    )
+    settings = {"prompt": [2, 40], "client": "a", "deadline": time.monotonic() + 60, **options}
+    request = Request(settings.pop("prompt"), Sampling(seed=1), tokens)
+    return Job(request, tokenizer, emit=reader.updates.append, **settings)
 
 
 def test_each_client_has_its_turn(tokenizer: Tokenizer) -> None:

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.answers.metrics import Measures, measure, summarise, to_dict
-from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.data.files import SAMPLES_FILE
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.text.corpus import seeded_order
 from twingpt.data.tokens.template import Sample
-from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.prompts import question_prompt
-from twingpt.generation.writing import Request, with_contacts, write_side_by_side
+from twingpt.generation.model import Model
+from twingpt.generation.writing import with_contacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,43 +75,43 @@ def held_out_questions(data: Path, number: int, seed: int) -> list[Sample]:
 
 
 def answer_all(
-    backend: Backend,
-    tokenizer: Tokenizer,
+    model: Model,
     samples: Sequence[Sample],
     store: ContactStore | None,
     settings: AnswerSettings,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Answered]:
     """Write and measure an answer to each sample's question. Raises TwinGPTError if one does not fit the model."""
-    requests = [_request(tokenizer, sample, number, backend, settings) for number, sample in enumerate(samples)]
+    requests = [
+        model.request(
+            question=sample.question,
+            doc=sample.doc,
+            sampling=replace(settings.sampling, seed=settings.sampling.seed + number),
+            max_new_tokens=settings.max_new_tokens,
+            structured=settings.structured,
+        )
+        for number, sample in enumerate(samples)
+    ]
     found: dict[int, Answered] = {}
-    for number, tokens, reason in write_side_by_side(backend, tokenizer, requests, settings.slots):
-        sample = samples[number]
-        answer = tokenizer.decode(tokens)
-        sources = [text for text in (sample.question, sample.doc) if text is not None]
+    for number, written in model.write(requests, settings.slots):
+        sample, request, answer = samples[number], requests[number], written.text
         if settings.fill_contacts:
-            answer = with_contacts(answer, sources, store, fill_in=True, question=sample.question, doc=sample.doc)
+            answer = with_contacts(answer, request, store, fill_in=True)
         found[number] = Answered(
             sample,
             answer,
             measure(
                 answer,
-                tokens,
+                written.tokens,
                 sample.answer,
-                sources,
+                request.sources,
                 store,
-                finished=reason == "stop",
+                finished=written.reason == "stop",
                 filled=settings.fill_contacts,
             ),
         )
         advance()
     return [found[number] for number in range(len(samples))]
-
-
-def _request(tokenizer: Tokenizer, sample: Sample, number: int, backend: Backend, settings: AnswerSettings) -> Request:
-    sampling = replace(settings.sampling, seed=settings.sampling.seed + number)
-    prompt = question_prompt(tokenizer, sample.question or "", sample.doc, backend.spec.block_size)
-    return Request(prompt, sampling, settings.max_new_tokens, structured=settings.structured)
 
 
 def figures(answered: Sequence[Answered]) -> dict[str, dict[str, float | int | None]]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from twingpt.commands.options import AnyBackend, Device, Json, Run
+from twingpt.commands.tables import print_columns, print_table
 from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
 
 if TYPE_CHECKING:
     from twingpt.answers.evaluation import Answered, AnswerSettings
-    from twingpt.core.backend import Backend
     from twingpt.core.sampling import Sampling
-    from twingpt.data.library.contact_store import ContactStore
-    from twingpt.data.tokens.tokenizer import Tokenizer
-    from twingpt.generation.writing import Request
+    from twingpt.generation.batching import Request
+    from twingpt.generation.model import Model
 
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)]
 Format = Annotated[
@@ -33,81 +32,25 @@ Slots = Annotated[int, typer.Option(help="Texts written side by side.", min=1, m
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One prompt of a command: `text` is what the user gave."""
+class _Prompts:
+    """What a command was given to write about. doc: the document of all questions."""
 
-    text: str
-    is_question: bool
+    lines: list[str]
+    are_questions: bool
     doc: str | None
 
-    @property
-    def sources(self) -> list[str]:
-        return [self.text] if self.doc is None else [self.text, self.doc]
-
-    def ids(self, tokenizer: "Tokenizer", block_size: int) -> list[int]:
-        from twingpt.generation.prompts import question_prompt, text_prompt
-
-        if self.is_question:
-            return question_prompt(tokenizer, self.text, self.doc, block_size)
-        return text_prompt(tokenizer, self.text)
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """What every prompt of a command has in common."""
-
-    engine: "Backend"
-    tokenizer: "Tokenizer"
-    sampling: "Sampling"
-    max_new_tokens: int
-    structured: bool
-    fill: bool
-    verify: bool
-    store: "ContactStore | None"
-
-    @property
-    def as_it_comes(self) -> bool:
-        """Whether the text is final before it is whole."""
-        return not (self.fill or self.verify)
-
-    def pieces(self, asked: _Asked) -> Iterator[str]:
-        from twingpt.generation.writing import answer_form, stream_text
-
-        request = self._request(asked)
-        form = answer_form(self.tokenizer) if self.structured else None
-        constraint = request.constraint(form, self.engine.spec.block_size)
-        yield from stream_text(
-            self.engine, self.tokenizer, request.prompt, self.sampling, self.max_new_tokens, constraint=constraint
-        )
-
-    def side_by_side(self, asked: Sequence[_Asked], slots: int) -> Iterator[dict[str, Any]]:
-        """An answer a prompt, in the order of the prompts."""
-        from twingpt.generation.writing import write_side_by_side
-
-        done: dict[int, dict[str, Any]] = {}
-        requests = [self._request(one) for one in asked]
-        shown = 0
-        for number, tokens, reason in write_side_by_side(self.engine, self.tokenizer, requests, slots):
-            text = self.finished(asked[number], self.tokenizer.decode(tokens))
-            name = "question" if asked[number].is_question else "prompt"
-            done[number] = {name: asked[number].text, "text": text, "tokens": len(tokens), "finish_reason": reason}
-            while shown in done:
-                yield done.pop(shown)
-                shown += 1
-
-    def finished(self, asked: _Asked, text: str) -> str:
-        if self.as_it_comes:
-            return text
-        from twingpt.generation.writing import with_contacts
-
-        question = asked.text if asked.is_question else None
-        return with_contacts(text, asked.sources, self.store, fill_in=self.fill, question=question, doc=asked.doc)
-
-    def _request(self, asked: _Asked) -> "Request":
-        from twingpt.generation.writing import Request
-
-        ids = asked.ids(self.tokenizer, self.engine.spec.block_size)
-        return Request(ids, self.sampling, self.max_new_tokens, structured=self.structured)
+    def requests(self, model: "Model", sampling: "Sampling", max_new_tokens: int, structured: bool) -> "list[Request]":
+        return [
+            model.request(
+                None if self.are_questions else line,
+                question=line if self.are_questions else None,
+                doc=self.doc,
+                sampling=sampling,
+                max_new_tokens=max_new_tokens,
+                structured=structured,
+            )
+            for line in self.lines
+        ]
 
 
 def generate(
@@ -142,10 +85,10 @@ def generate(
     """Write text from a trained model, as it comes; with either option on contacts, when it is complete."""
     from twingpt.core.sampling import Sampling
     from twingpt.generation.model import load
-    from twingpt.generation.writing import open_contacts
+    from twingpt.generation.writing import with_contacts
 
-    asked = _asked(prompt, question, prompts, questions, doc)
-    if form == "answer" and not all(one.is_question for one in asked):
+    given = _prompts(prompt, question, prompts, questions, doc)
+    if form == "answer" and not given.are_questions:
         raise UsageError("--format answer goes with --question or --questions")
     sampling = Sampling(
         temperature=temperature,
@@ -156,38 +99,62 @@ def generate(
         seed=seed,
     )
     model = load(run, backend, device)
-    engine = model.engine
-    store = open_contacts(model.run_dir) if fill_contacts or verify_contacts else None
-    writer = _Writer(
-        engine, model.tokenizer, sampling, max_new_tokens, form == "answer", fill_contacts, verify_contacts, store
-    )
+    requests = given.requests(model, sampling, max_new_tokens, form == "answer")
+    touched = fill_contacts or verify_contacts
+    store = model.contacts() if touched else None
+
+    def finished(request: "Request", text: str) -> str:
+        return with_contacts(text, request, store, fill_in=fill_contacts) if touched else text
+
     if prompts is not None or questions is not None:
-        for answer in writer.side_by_side(asked, slots):
-            sys.stdout.write(json.dumps({**answer, "seed": seed}, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+        _write_lines(model, requests, slots, seed, finished)
         return
-    (one,) = asked
     pieces = []
-    for piece in writer.pieces(one):
+    for piece in model.pieces(requests[0]):
         pieces.append(piece)
-        if not as_json and writer.as_it_comes:
+        if not as_json and not touched:
             sys.stdout.write(piece)
             sys.stdout.flush()
-    text = writer.finished(one, "".join(pieces))
+    text = finished(requests[0], "".join(pieces))
     if as_json:
-        print_json({"text": text, "seed": seed, "backend": engine.name, "device": engine.device})
+        print_json({"text": text, "seed": seed, "backend": model.engine.name, "device": model.engine.device})
     else:
-        sys.stdout.write("\n" if writer.as_it_comes else f"{text}\n")
+        sys.stdout.write(f"{text}\n" if touched else "\n")
 
 
-def _asked(
+def _write_lines(
+    model: "Model",
+    requests: "Sequence[Request]",
+    slots: int,
+    seed: int,
+    finished: "Callable[[Request, str], str]",
+) -> None:
+    """A line of JSON for each request, in their order."""
+    done: dict[int, dict[str, Any]] = {}
+    shown = 0
+    for number, written in model.write(requests, slots):
+        request = requests[number]
+        done[number] = {
+            **({"prompt": request.text} if request.question is None else {"question": request.question}),
+            "text": finished(request, written.text),
+            "tokens": len(written.tokens),
+            "finish_reason": written.reason,
+            "seed": seed,
+        }
+        while shown in done:
+            sys.stdout.write(json.dumps(done.pop(shown), ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            shown += 1
+
+
+def _prompts(
     prompt: str | None, question: str | None, prompts: Path | None, questions: Path | None, doc: Path | None
-) -> list[_Asked]:
+) -> _Prompts:
     """Raises UsageError unless exactly one of the four says what to write, TwinGPTError for a file that has nothing."""
     if sum(given is not None for given in (prompt, question, prompts, questions)) != 1:
         raise UsageError("give one of --prompt, --question, --prompts and --questions")
-    is_question = question is not None or questions is not None
-    if doc is not None and not is_question:
+    are_questions = question is not None or questions is not None
+    if doc is not None and not are_questions:
         raise UsageError("--doc goes with --question or --questions")
     from twingpt.generation.prompts import read_text
 
@@ -196,7 +163,7 @@ def _asked(
     lines = [prompt or question or ""]
     if path is not None:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    return [_Asked(line, is_question, text) for line in lines]
+    return _Prompts(lines, are_questions, text)
 
 
 def evaluate(
@@ -254,7 +221,7 @@ def evaluate(
         fill_contacts=fill_contacts,
         slots=batch_size,
     )
-    answered = _answers(engine, tokenizer, data, prompts, seed, settings, quiet=as_json)
+    answered = _answers(model, data, prompts, seed, settings, quiet=as_json)
     if samples is not None:
         if not answered:
             raise TwinGPTError(f"{data} holds no question about a validation document: there is no answer to write")
@@ -264,20 +231,13 @@ def evaluate(
         how = {"temperature": temperature, "seed": seed, "format": form, "fill_contacts": fill_contacts}
         print_json(shown if not answered else {**shown, "answers": {**how, **found}})
     else:
-        _print_table("evaluation", shown)
+        print_table("evaluation", shown)
         if found:
-            _print_columns("answers about validation documents", found)
+            print_columns("answers about validation documents", found)
 
 
 def _answers(
-    engine: "Backend",
-    tokenizer: "Tokenizer",
-    data: Path,
-    number: int,
-    seed: int,
-    settings: "AnswerSettings",
-    *,
-    quiet: bool,
+    model: "Model", data: Path, number: int, seed: int, settings: "AnswerSettings", *, quiet: bool
 ) -> "list[Answered]":
     """Empty where none are asked for, or DATA has no question about a validation document."""
     from rich.console import Console
@@ -292,28 +252,4 @@ def _answers(
     store = open_contacts(data)
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task("answering", total=len(samples))
-        return answer_all(engine, tokenizer, samples, store, settings, lambda: progress.advance(task))
-
-
-def _print_table(title: str, rows: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, _shown(value))
-    Console().print(table)
-
-
-def _print_columns(title: str, columns: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", *columns, title=title)
-    for name in next(iter(columns.values())):
-        table.add_row(name, *(_shown(column[name]) for column in columns.values()))
-    Console().print(table)
-
-
-def _shown(value: object) -> str:
-    return "-" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value}"
+        return answer_all(model, samples, store, settings, lambda: progress.advance(task))

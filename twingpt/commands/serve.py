@@ -68,10 +68,10 @@ def serve(
     console = Console()
     shown = f"[{host}]" if ":" in host else host
     base = f"http://{shown}:{listening.getsockname()[1]}"
-    engine = service.model.engine
+    model = service.model.loaded
     what = "no checkpoint yet"
-    if engine is not None:
-        what = f"step {service.model.step}, {TITLES[engine.name]} on {engine.device}"
+    if model is not None:
+        what = f"step {model.step}, {TITLES[model.engine.name]} on {model.engine.device}"
     console.print(f"{service.name}: {what}", markup=False, highlight=False)
     console.print(f"page    {base}/", markup=False, highlight=False)
     console.print(f"API     {base}/v1   (model {service.name!r})", markup=False, highlight=False)

@@ -79,7 +79,8 @@ class StepStats:
     """Per update since the last read, oldest first.
 
     loss_sums: summed cross-entropy in nats over the counted tokens; grad_norms: before clipping;
-    applied: False where a non-finite loss or gradient made the engine leave every weight, moment and count alone.
+    applied: False where a non-finite loss or gradient, or a batch without a counted target, made the engine leave every
+    weight, moment and count alone; without a counted target the norm is NaN.
     """
 
     loss_sums: list[float] = field(default_factory=list)

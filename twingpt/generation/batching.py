@@ -1,7 +1,7 @@
 """Several texts at once on one key-value cache: prompts join as slots come free, and each leaves when it is done."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -23,6 +23,34 @@ class Constraint(Protocol):
 
     def push(self, token: int) -> None:
         """The token that was chosen; the stop token is not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One text to write.
+
+    prompt: tokens to go on from. ends: tokens that end the text, and stops: texts that do, all of them left out.
+    constraint: made for this request and no other. top_logprobs: events carry the log-probability of their token and of
+    this many likeliest ones; None = neither. contacts: values to be written in place of the model's placeholders.
+    text, question, doc: what was asked for, as it was given.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    max_new_tokens: int
+    ends: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
+    stops: tuple[str, ...] = ()
+    contacts: Mapping[str, str] = field(default_factory=dict)
+    text: str | None = None
+    question: str | None = None
+    doc: str | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        """What the text may take its numbers from."""
+        return [part for part in (self.text, self.question, self.doc) if part is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +81,7 @@ class Event:
 @dataclass(slots=True)
 class _Sequence:
     handle: int
-    sampling: Sampling
-    stop: frozenset[int]
-    constraint: Constraint | None
-    top_logprobs: int | None
-    prompt_length: int
+    request: Request
     tokens: NDArray[np.int32]
     """The prompt and room for every new token, so that no token makes an array longer."""
     length: int
@@ -132,21 +156,12 @@ class Batcher:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def add(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        max_new_tokens: int,
-        stop: frozenset[int] = frozenset(),
-        constraint: Constraint | None = None,
-        *,
-        top_logprobs: int | None = None,
-    ) -> int:
+    def add(self, request: Request) -> int:
         """Queue a prompt and return its handle.
 
-        top_logprobs: events carry the log-probability of their token and of this many likeliest ones; None = neither.
         Raises UsageError for an empty prompt, a token outside the vocabulary or max_new_tokens below 1.
         """
+        prompt, max_new_tokens = request.prompt, request.max_new_tokens
         if not prompt:
             raise UsageError("a prompt needs at least one token")
         if max_new_tokens < 1:
@@ -159,15 +174,11 @@ class Batcher:
             raise UsageError(f"the prompt holds a token outside the vocabulary of {vocab_size}")
         sequence = _Sequence(
             handle=self._next_handle,
-            sampling=sampling,
-            stop=stop,
-            constraint=constraint,
-            top_logprobs=top_logprobs,
-            prompt_length=len(prompt),
+            request=request,
             tokens=tokens,
             length=len(prompt),
             context=min(len(prompt), max(1, block_size - 1)),
-            distinct=_Distinct.of(given, vocab_size) if sampling.repetition_penalty != 1.0 else None,
+            distinct=_Distinct.of(given, vocab_size) if request.sampling.repetition_penalty != 1.0 else None,
         )
         self._next_handle += 1
         self._waiting.append(sequence)
@@ -214,18 +225,19 @@ class Batcher:
         return self.backend.prefill(self._cache, sequence.slot, sequence.window)
 
     def _choose(self, sequence: _Sequence, logits: NDArray[np.float32]) -> Event:
-        allowed = sequence.constraint.allowed() if sequence.constraint is not None else None
+        request = sequence.request
+        allowed = request.constraint.allowed() if request.constraint is not None else None
         seen = sequence.distinct.ids[: sequence.distinct.count] if sequence.distinct is not None else None
-        token = sample(logits, sequence.sampling, sequence.length, seen, allowed)
-        logprobs = _logprobs(logits, token, sequence.top_logprobs) if sequence.top_logprobs is not None else None
-        if token in sequence.stop:
+        token = sample(logits, request.sampling, sequence.length, seen, allowed)
+        logprobs = _logprobs(logits, token, request.top_logprobs) if request.top_logprobs is not None else None
+        if token in request.ends:
             return Event(sequence.handle, None, "stop", logprobs)
         sequence.tokens[sequence.length] = token
         sequence.length += 1
         if sequence.distinct is not None:
             sequence.distinct.add(token)
-        if sequence.constraint is not None:
-            sequence.constraint.push(token)
+        if request.constraint is not None:
+            request.constraint.push(token)
         ended = sequence.length == len(sequence.tokens)
         return Event(sequence.handle, token, "length" if ended else None, logprobs)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,30 +15,89 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.batching import Constraint, Request
 from twingpt.generation.prompts import question_prompt, text_prompt
-from twingpt.generation.writing import load_tokenizer, stream_text
-from twingpt.weights.checkpoint import load_checkpoint
+from twingpt.generation.writing import (
+    Written,
+    answer_form,
+    load_tokenizer,
+    open_contacts,
+    stop_tokens,
+    stream_text,
+    write_side_by_side,
+)
+from twingpt.weights.checkpoint import Checkpoint, load_checkpoint
+
+if TYPE_CHECKING:
+    from twingpt.data.library.contact_store import ContactStore
 
 
 @dataclass(frozen=True)
 class Model:
     """A trained model in an engine, with its tokenizer.
 
-    checkpoint: the folder that the weights were read from. step: how many updates it was trained for.
+    checkpoint: the folder that the weights were read from; None while they are in training. step: how many updates they
+    have been trained for.
     """
 
     engine: Backend
     tokenizer: Tokenizer
-    checkpoint: Path
-    step: int
+    checkpoint: Path | None = None
+    step: int = 0
 
     @property
     def spec(self) -> GPTSpec:
         return self.engine.spec
 
     @property
-    def run_dir(self) -> Path:
-        return self.checkpoint.parent.parent
+    def run_dir(self) -> Path | None:
+        return None if self.checkpoint is None else self.checkpoint.parent.parent
+
+    def contacts(self) -> ContactStore | None:
+        """The store of contacts beside its checkpoints, if there is one; whoever asks for it closes it."""
+        return None if self.run_dir is None else open_contacts(self.run_dir)
+
+    def request(
+        self,
+        text: str | None = None,
+        *,
+        question: str | None = None,
+        doc: str | None = None,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 400,
+        structured: bool = False,
+        stops: tuple[str, ...] = (),
+        top_logprobs: int | None = None,
+    ) -> Request:
+        """What to write: on from a text, or an answer to a question, from a document if one is given.
+
+        structured: an answer with all its sections in their order. Raises UsageError unless one of text and question is
+        given, TwinGPTError if the prompt leaves no room or max_new_tokens is too few for the form.
+        """
+        if (text is None) == (question is None):
+            raise UsageError("give a text to write on from, or a question")
+        if text is not None:
+            prompt = text_prompt(self.tokenizer, text)
+        else:
+            prompt = question_prompt(self.tokenizer, question or "", doc, self.spec.block_size)
+        return Request(
+            prompt,
+            sampling or Sampling(),
+            max_new_tokens,
+            ends=stop_tokens(self.tokenizer),
+            constraint=self._form(len(prompt), max_new_tokens) if structured else None,
+            top_logprobs=top_logprobs,
+            stops=stops,
+            text=text,
+            question=question,
+            doc=doc,
+        )
+
+    def _form(self, prompt_length: int, max_new_tokens: int) -> Constraint:
+        """Holds an answer to its form, within what the context has left unless the form needs more than that."""
+        form = answer_form(self.tokenizer)
+        left = self.spec.block_size - prompt_length + 1
+        return form.constraint(min(max_new_tokens, max(left, form.least)))
 
     def stream(
         self,
@@ -47,18 +107,18 @@ class Model:
         doc: str | None = None,
         sampling: Sampling | None = None,
         max_new_tokens: int = 400,
+        structured: bool = False,
     ) -> Iterator[str]:
-        """Write on from a text, or answer a question, from a document if one is given; whole characters as they come.
-
-        Raises UsageError unless one of text and question is given, TwinGPTError if the prompt leaves no room.
-        """
-        if (text is None) == (question is None):
-            raise UsageError("give a text to write on from, or a question")
-        if text is not None:
-            prompt = text_prompt(self.tokenizer, text)
-        else:
-            prompt = question_prompt(self.tokenizer, question or "", doc, self.spec.block_size)
-        yield from stream_text(self.engine, self.tokenizer, prompt, sampling or Sampling(), max_new_tokens)
+        """Write what `request` says: whole characters as they come."""
+        request = self.request(
+            text,
+            question=question,
+            doc=doc,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            structured=structured,
+        )
+        yield from self.pieces(request)
 
     def generate(
         self,
@@ -68,9 +128,26 @@ class Model:
         doc: str | None = None,
         sampling: Sampling | None = None,
         max_new_tokens: int = 400,
+        structured: bool = False,
     ) -> str:
         """What `stream` writes, whole."""
-        return "".join(self.stream(text, question=question, doc=doc, sampling=sampling, max_new_tokens=max_new_tokens))
+        pieces = self.stream(
+            text,
+            question=question,
+            doc=doc,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            structured=structured,
+        )
+        return "".join(pieces)
+
+    def pieces(self, request: Request) -> Iterator[str]:
+        """The text of one request in whole characters as they come."""
+        return stream_text(self.engine, self.tokenizer, request)
+
+    def write(self, requests: Sequence[Request], slots: int = 8) -> Iterator[tuple[int, Written]]:
+        """(number of the request, its text), each as soon as it is complete; `slots` are written at a time."""
+        return write_side_by_side(self.engine, self.tokenizer, requests, slots)
 
     def logits(self, text: str) -> NDArray[np.float32]:
         """[T, vocab_size]: after [BOS] and after each token of the text, the logits of what follows.
@@ -98,13 +175,21 @@ def load(path: Path | str, backend: str | None = None, device: DeviceChoice = "a
     backend: the engine; by default the last one installed, MLX where it is, since it starts faster. The optimizer's
     state is not read. Raises TwinGPTError if there is no checkpoint, no tokenizer or no engine.
     """
-    if backend is None:
-        installed = installed_backends()
-        if not installed:
-            raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
-        backend = installed[-1]
+    backend = backend or default_backend()
     checkpoint = load_checkpoint(Path(path), optimizer=False)
     tokenizer = load_tokenizer(checkpoint.path.parent.parent)
-    engine = create_backend(backend, checkpoint.spec, EngineConfig(device=device))
+    return open_model(checkpoint, tokenizer, create_backend(backend, checkpoint.spec, EngineConfig(device=device)))
+
+
+def default_backend() -> str:
+    """Raises TwinGPTError if there is no engine."""
+    installed = installed_backends()
+    if not installed:
+        raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+    return installed[-1]
+
+
+def open_model(checkpoint: Checkpoint, tokenizer: Tokenizer, engine: Backend) -> Model:
+    """The model of a checkpoint in an engine that was made for its spec."""
     engine.load_state(checkpoint.state)
     return Model(engine, tokenizer, checkpoint.path, checkpoint.progress.step)

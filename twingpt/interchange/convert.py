@@ -36,7 +36,7 @@ DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Model:
+class WholeModel:
     """A model without its optimizer.
 
     types: in which the checkpoint that it was imported from keeps its tensors. tokenizer: the tokenizer.json that lay
@@ -97,26 +97,26 @@ def convert_model(
     return notes
 
 
-def read_model(source: Path) -> Model:
+def read_model(source: Path) -> WholeModel:
     """Raises TwinGPTError, or UsageError if `source` is nothing that twingpt knows."""
     kind = detect_format(source)
     if kind == "torch":
         found, spec, weights, step = import_torch(source, load_pickle)
-        return Model(found, spec, weights, step, _beside(source.parent))
+        return WholeModel(found, spec, weights, step, _beside(source.parent))
     if kind == "hf":
         spec, weights, types = import_hf(source)
-        return Model("hf", spec, weights, 0, _beside(source), types)
+        return WholeModel("hf", spec, weights, 0, _beside(source), types)
     if source.is_file():
         spec, tensors, _ = load_tensors(source)
         try:
             check_state(spec, {MODEL + name: tensor for name, tensor in tensors.items()})
         except TwinGPTError as error:
             raise TwinGPTError(f"{source} is not a whole model: {error}") from None
-        return Model("native", spec, tensors, 0, _beside(source.parent))
+        return WholeModel("native", spec, tensors, 0, _beside(source.parent))
     checkpoint = load_checkpoint(source, optimizer=False)
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
     run = checkpoint.path.parent.parent
-    return Model(
+    return WholeModel(
         "native", checkpoint.spec, weights, checkpoint.progress.step, _beside(run), _types(run, checkpoint.path)
     )
 
@@ -162,7 +162,7 @@ def _types(run: Path, checkpoint: Path) -> Types:
     return types
 
 
-def _write_native(folder: Path, model: Model) -> None:
+def _write_native(folder: Path, model: WholeModel) -> None:
     state = {MODEL + name: weight for name, weight in model.weights.items()}
     fingerprint = {}
     if model.tokenizer is not None:
@@ -179,7 +179,7 @@ def _write_native(folder: Path, model: Model) -> None:
         (folder / IMPORTED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_hf(folder: Path, model: Model, *, mlx_lm: bool) -> None:
+def _write_hf(folder: Path, model: WholeModel, *, mlx_lm: bool) -> None:
     if mlx_lm and model.tokenizer is None:
         raise TwinGPTError("mlx-lm needs the tokenizer: name its tokenizer.json with --tokenizer")
     generation = {}
@@ -204,7 +204,7 @@ def _write_hf(folder: Path, model: Model, *, mlx_lm: bool) -> None:
     )
 
 
-def _write_gguf(folder: Path, name: str, model: Model) -> None:
+def _write_gguf(folder: Path, name: str, model: WholeModel) -> None:
     if model.tokenizer is None:
         raise TwinGPTError("a GGUF file holds the tokenizer: name its tokenizer.json with --tokenizer")
     tokenizer = ExportTokenizer.load(model.tokenizer, model.spec)
@@ -215,7 +215,7 @@ def _write_gguf(folder: Path, name: str, model: Model) -> None:
     (folder / "Modelfile").write_text(modelfile(GGUF_FILE, model.spec.block_size), encoding="utf-8")
 
 
-def _approximated(model: Model) -> tuple[Model, str]:
+def _approximated(model: WholeModel) -> tuple[WholeModel, str]:
     """The model with the tanh GELU, and a line that says what it costs."""
     from twingpt.interchange.approximate import activation_error
 

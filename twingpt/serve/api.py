@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator
@@ -12,15 +13,15 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.generation.prompts import question_prompt, text_prompt
-from twingpt.generation.writing import Request as TextRequest
-from twingpt.generation.writing import stop_tokens, with_contacts
+from twingpt.generation.batching import Request as TextRequest
+from twingpt.generation.model import Model
+from twingpt.generation.pieces import Piece, TokenLogprob
+from twingpt.generation.writing import with_contacts
 from twingpt.serve.responses import Shape, contact_spans, usage
 from twingpt.serve.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from twingpt.serve.security import error_body
 from twingpt.serve.service import Service, new_seed
 from twingpt.serve.worker import Finished, Job, QueueFullError, Update
-from twingpt.serve.writer import AnswerWriter, Piece, TokenLogprob
 
 DEFAULT_TOKENS = 400
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -49,40 +50,20 @@ class Generation:
     """One request under way."""
 
     def __init__(
-        self,
-        service: Service,
-        body: CompletionRequest | ChatRequest,
-        prompt: list[int],
-        block_size: int,
-        client: str,
+        self, service: Service, body: CompletionRequest | ChatRequest, request: TextRequest, client: str
     ) -> None:
-        self._service, self._body, self._block_size = service, body, block_size
-        self._question = body.question if isinstance(body, ChatRequest) else None
-        self._doc = body.doc if isinstance(body, ChatRequest) else None
-        if body.fill_contacts and self._doc is None and not service.has_contacts:
+        self._service, self._body, self._request = service, body, request
+        if body.fill_contacts and request.doc is None and not service.has_contacts:
             raise RefusalError(400, "fill_contacts needs the contacts.sqlite that `prepare` makes", "no_contacts")
-        limit = service.limits.max_tokens
-        if (body.limit or 0) > limit:
-            raise RefusalError(400, f"max_tokens: this server gives {limit} at the most", "max_tokens_too_large")
-        max_tokens = body.limit or min(DEFAULT_TOKENS, limit)
-        self._sampling = body.sampling(new_seed())
-        formed = isinstance(body, ChatRequest) and body.format == "answer"
-        request = TextRequest(prompt, self._sampling, max_tokens, structured=formed)
-        constraint = request.constraint(service.form if formed else None, block_size)
         self._updates: asyncio.Queue[Update] = asyncio.Queue()
-        top = body.top_logprobs_wanted
-        self.shape = Shape(isinstance(body, ChatRequest), service.name, service.tokenizer, top is not None)
+        logprobs = request.top_logprobs is not None
+        self.shape = Shape(isinstance(body, ChatRequest), service.name, service.tokenizer, logprobs)
         self._job = Job(
-            prompt=prompt,
-            sampling=self._sampling,
-            max_tokens=max_tokens,
-            stop=stop_tokens(service.tokenizer),
-            writer=AnswerWriter(service.tokenizer, body.stops),
+            request,
+            service.tokenizer,
             client=client,
             deadline=time.monotonic() + service.limits.seconds,
             emit=self._emitter(),
-            top_logprobs=top,
-            constraint=constraint,
         )
         try:
             service.worker.submit(self._job)
@@ -139,7 +120,7 @@ class Generation:
     async def _with_contacts(self, text: str) -> tuple[str, dict[str, Any]]:
         """The text as the request wants its contacts, and what is told beside OpenAI's fields."""
         body = self._body
-        extra: dict[str, Any] = {"seed": self._sampling.seed}
+        extra: dict[str, Any] = {"seed": self._request.sampling.seed}
         if isinstance(body, ChatRequest):
             extra["messages_not_read"] = body.messages_not_read
         if body.rewrites_contacts or body.annotate_contacts:
@@ -147,19 +128,14 @@ class Generation:
         return text, extra
 
     def _contacts(self, text: str) -> tuple[str, list[dict[str, Any]]]:
-        body, store = self._body, self._service.contacts()
-        sources = [part for part in (self._question, self._doc) if part is not None]
-        if not sources:
-            # What of a long text the model has seen; the rest would only take time.
-            sources = [self._service.tokenizer.decode(self._job.prompt[-self._block_size :])]
+        request, store = self._request, self._service.contacts()
         with store or contextlib.nullcontext():
-            if body.rewrites_contacts:
-                fill, question, doc = body.fill_contacts, self._question, self._doc
-                text = with_contacts(text, sources, store, fill_in=fill, question=question, doc=doc)
-            return text, contact_spans(text, sources, store)
+            if self._body.rewrites_contacts:
+                text = with_contacts(text, request, store, fill_in=self._body.fill_contacts)
+            return text, contact_spans(text, request.sources, store)
 
     def _usage(self, finished: Finished) -> dict[str, int]:
-        return usage(len(self._job.prompt), finished.tokens)
+        return usage(len(self._request.prompt), finished.tokens)
 
 
 def _checked(finished: Finished) -> Finished:
@@ -238,8 +214,11 @@ def routes(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Write on from a text."""
         _check_model(service, body.model)
-        prompt = text_prompt(service.tokenizer, body.text)
-        generation = Generation(service, body, prompt, _block_size(service), _client(request, body.user))
+        model = _model(service)
+        wanted = model.request(body.text, **_options(service, body))
+        # What of a long text the model sees; to look for contacts in the rest would only take time.
+        seen = service.tokenizer.decode(wanted.prompt[-model.spec.block_size :])
+        generation = Generation(service, body, dataclasses.replace(wanted, text=seen), _client(request, body.user))
         return await _respond(generation, request, bool(body.stream))
 
     @router.post("/chat/completions", responses=GENERATION)
@@ -248,10 +227,10 @@ def routes(service: Service) -> APIRouter:
         _check_model(service, body.model)
         if service.template == "plain":
             raise RefusalError(400, "this model was trained on plain text: use /v1/completions", "no_chat_template")
-        block_size = _block_size(service)
+        model = _model(service)
         async with encoding:
-            prompt = await asyncio.to_thread(_chat_prompt, service, body, block_size)
-        generation = Generation(service, body, prompt, block_size, _client(request, body.user))
+            wanted = await asyncio.to_thread(_chat_request, service, model, body)
+        generation = Generation(service, body, wanted, _client(request, body.user))
         return await _respond(generation, request, bool(body.stream))
 
     return router
@@ -265,19 +244,34 @@ async def _respond(generation: Generation, request: Request, stream: bool) -> Re
     return Response(status_code=499) if answer is None else JSONResponse(answer)
 
 
-def _block_size(service: Service) -> int:
-    spec = service.spec
-    if spec is None or not service.worker.ready:
+def _model(service: Service) -> Model:
+    model = service.model.loaded
+    if model is None or not service.worker.ready:
         raise RefusalError(503, service.worker.problem, "no_model", retry_after=10)
-    return spec.block_size
+    return model
 
 
-def _chat_prompt(service: Service, body: ChatRequest, block_size: int) -> list[int]:
+def _options(service: Service, body: CompletionRequest | ChatRequest) -> dict[str, Any]:
+    """What both kinds of request ask of the model."""
+    limit = service.limits.max_tokens
+    if (body.limit or 0) > limit:
+        raise RefusalError(400, f"max_tokens: this server gives {limit} at the most", "max_tokens_too_large")
+    return {
+        "sampling": body.sampling(new_seed()),
+        "max_new_tokens": body.limit or min(DEFAULT_TOKENS, limit),
+        "stops": body.stops,
+        "top_logprobs": body.top_logprobs_wanted,
+    }
+
+
+def _chat_request(service: Service, model: Model, body: ChatRequest) -> TextRequest:
+    block_size = model.spec.block_size
     # Its contacts are brought into form before it is counted, which for a text of any length would take any time.
     if body.doc is not None and service.tokenizer.count(body.doc) > 2 * block_size:
         message = f"the document is longer than the model's context of {block_size} tokens: give the part that matters"
         raise RefusalError(400, message, "context_length_exceeded")
-    return question_prompt(service.tokenizer, body.question, body.doc, block_size)
+    structured = body.format == "answer"
+    return model.request(question=body.question, doc=body.doc, structured=structured, **_options(service, body))
 
 
 def _check_model(service: Service, name: str | None) -> None:

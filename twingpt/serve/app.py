@@ -67,7 +67,7 @@ def _add_run_routes(app: FastAPI, service: Service) -> None:
             await asyncio.wrap_future(service.worker.reload())
         except TwinGPTError as error:
             raise api.RefusalError(503, str(error), "reload_failed") from None
-        return {"loaded_step": service.model.step}
+        return {"loaded_step": service.describe()["loaded_step"]}
 
 
 def _add_page_routes(app: FastAPI, pages: dict[str, Page]) -> None:

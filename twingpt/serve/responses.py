@@ -8,8 +8,8 @@ from typing import Any
 
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.library.verify import verify_numbers
-from twingpt.data.tokens.tokenizer import Tokenizer, TokenStream
-from twingpt.serve.writer import TokenLogprob
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.pieces import TokenLogprob
 
 
 @dataclass(slots=True)
@@ -22,12 +22,9 @@ class Shape:
     logprobs: bool
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(init=False)
-    _offset: int = field(init=False, default=0)
-    _decoder: TokenStream = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self._decoder = self.tokenizer.stream()
 
     def whole(
         self, text: str, logprobs: Sequence[TokenLogprob], finish: str, usage: dict[str, int], extra: dict[str, Any]
@@ -86,10 +83,6 @@ class Shape:
         return {"content": content, "refusal": None}
 
     def _completion_logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        offsets = []
-        for one in tokens:
-            offsets.append(self._offset)
-            self._offset += len(self._decoder.push(one.token))
         return {
             "tokens": [_name(self.tokenizer.token_text(one.token)) for one in tokens],
             "token_logprobs": [one.logprobs.chosen for one in tokens],
@@ -97,7 +90,7 @@ class Shape:
                 {_name(self.tokenizer.token_text(token)): logprob for token, logprob in one.logprobs.top}
                 for one in tokens
             ],
-            "text_offset": offsets,
+            "text_offset": [one.offset for one in tokens],
         }
 
 

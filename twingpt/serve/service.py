@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend, installed_backends
+from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import CONTACTS_FILE
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.answer_form import SECTION_HEADS, AnswerForm
+from twingpt.generation.answer_form import SECTION_HEADS
+from twingpt.generation.model import Model, default_backend, open_model
 from twingpt.generation.writing import load_tokenizer, open_contacts
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker
@@ -34,10 +35,11 @@ class Limits:
     seconds: float = 600.0
 
 
-class Model:
-    """The engine and where its weights come from.
+class ServedModel:
+    """The model that is served, and where its weights come from.
 
     path: a run, of which the newest checkpoint counts whenever `find` is called, or one checkpoint, RUN/best too.
+    loaded: None before the run has a checkpoint.
     """
 
     def __init__(self, path: Path, backend: str, device: DeviceChoice) -> None:
@@ -47,8 +49,8 @@ class Model:
         self._path = path
         self._backend, self._device = backend, device
         self.run_dir = path.resolve().parent.parent if self._fixed else path.resolve()
-        self.engine: Backend | None = None
-        self.step: int | None = None
+        self.tokenizer = load_tokenizer(self.run_dir)
+        self.loaded: Model | None = None
 
     def find(self) -> Callable[[], Backend] | None:
         """Read the newest weights; returns what puts them into the engine. None while the run has no checkpoint.
@@ -59,12 +61,14 @@ class Model:
         return None if checkpoint is None else partial(self._load, checkpoint)
 
     def _load(self, checkpoint: Checkpoint) -> Backend:
-        if self.engine is None or self.engine.spec != checkpoint.spec:
-            self.engine = None
-            self.engine = create_backend(self._backend, checkpoint.spec, EngineConfig(device=self._device))
-        self.engine.load_state(checkpoint.state)
-        self.step = checkpoint.progress.step
-        return self.engine
+        if self.loaded is None or self.loaded.spec != checkpoint.spec:
+            # The old model goes first: two at once may not fit into memory.
+            self.loaded = None
+            engine = create_backend(self._backend, checkpoint.spec, EngineConfig(device=self._device))
+        else:
+            engine = self.loaded.engine
+        self.loaded = open_model(checkpoint, self.tokenizer, engine)
+        return engine
 
     def _read(self) -> Checkpoint | None:
         if self._fixed:
@@ -83,21 +87,16 @@ class Service:
     """Everything that the HTTP side asks of the rest."""
 
     name: str
-    model: Model
+    model: ServedModel
     worker: Worker
-    tokenizer: Tokenizer
     view: RunView
     limits: Limits
     template: str | None
-    _form: AnswerForm | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
-    def form(self) -> AnswerForm:
-        """The form of an answer over this tokenizer, made when it is first asked for."""
-        if self._form is None:
-            self._form = AnswerForm(self.tokenizer)
-        return self._form
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer
 
     @property
     def has_contacts(self) -> bool:
@@ -110,21 +109,21 @@ class Service:
     @property
     def spec(self) -> GPTSpec | None:
         """Of the loaded model, or of the one in training."""
-        if self.model.engine is not None:
-            return self.model.engine.spec
+        if self.model.loaded is not None:
+            return self.model.loaded.spec
         config = self.view.config()
         return None if config is None else config.model
 
     def describe(self) -> dict[str, Any]:
         """What the page shows of the model, the server and the run."""
-        spec, engine, load = self.spec, self.model.engine, self.worker.load
+        spec, model, load = self.spec, self.model.loaded, self.worker.load
         return {
             "name": self.name,
             "spec": None if spec is None else asdict(spec),
             "parameters": None if spec is None else parameter_count(spec),
-            "backend": None if engine is None else engine.name,
-            "device": None if engine is None else engine.device,
-            "loaded_step": self.model.step,
+            "backend": None if model is None else model.engine.name,
+            "device": None if model is None else model.engine.device,
+            "loaded_step": None if model is None else model.step,
             "template": self.template,
             "contacts": self.has_contacts,
             "heads": SECTION_HEADS,
@@ -140,14 +139,8 @@ def open_service(
     path: Path, backend: str | None, device: DeviceChoice, *, slots: int = 8, limits: Limits | None = None
 ) -> Service:
     """Load the model and start its worker. Raises TwinGPTError if there is nothing to serve."""
-    if backend is None:
-        installed = installed_backends()
-        if not installed:
-            raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
-        backend = installed[-1]
     limits = limits or Limits()
-    model = Model(path, backend, device)
-    tokenizer = load_tokenizer(model.run_dir)
+    model = ServedModel(path, backend or default_backend(), device)
     view = RunView(model.run_dir)
     if view.newest_step() is None and view.config() is None:
         raise TwinGPTError(f"{path} is no run: it has neither a checkpoint nor a config.toml")
@@ -157,7 +150,6 @@ def open_service(
         name=model.run_dir.name,
         model=model,
         worker=worker,
-        tokenizer=tokenizer,
         view=view,
         limits=limits,
         template=view.template(),

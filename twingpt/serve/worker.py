@@ -10,25 +10,22 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import InitVar, dataclass, field
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
-from twingpt.core.sampling import Sampling
-from twingpt.generation.batching import Batcher, Constraint, Event
-from twingpt.serve.writer import AnswerWriter, Piece
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.batching import Batcher, Event, FinishReason, Request
+from twingpt.generation.pieces import Piece, TextWriter
 
 logger = logging.getLogger(__name__)
-
-Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """reason: None where `problem` says why there is no answer. tokens: written, stop tokens left out."""
 
-    reason: Finish | None
+    reason: FinishReason | None
     tokens: int
     problem: str | None = None
 
@@ -38,25 +35,24 @@ Update = Piece | Finished
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One text to write.
+    """A request in the queue and at work.
 
     client: whose turn it takes in the queue. emit: gets each Piece and at last one Finished, in the engine's thread;
     it must not block. deadline: on time.monotonic().
     """
 
-    prompt: list[int]
-    sampling: Sampling
-    max_tokens: int
-    stop: frozenset[int]
-    writer: AnswerWriter
+    request: Request
+    tokenizer: InitVar[Tokenizer]
     client: str
     deadline: float
     emit: Callable[[Update], None]
-    top_logprobs: int | None = None
-    constraint: Constraint | None = None
+    writer: TextWriter = field(init=False)
     written: int = 0
     handle: int | None = None
     ended: bool = False
+
+    def __post_init__(self, tokenizer: Tokenizer) -> None:
+        self.writer = TextWriter(tokenizer, self.request.stops, self.request.contacts)
 
 
 class QueueFullError(Exception):
@@ -248,7 +244,7 @@ class Worker:
             if self._batcher is not None:
                 self._batcher.remove(job.handle)
 
-    def _end(self, job: Job, reason: Finish | None, problem: str | None = None) -> None:
+    def _end(self, job: Job, reason: FinishReason | None, problem: str | None = None) -> None:
         self._release(job)
         if problem is None and (piece := job.writer.finish()) is not None:
             job.emit(piece)
@@ -282,9 +278,7 @@ class Worker:
                 self._end(job, None, self.problem)
                 continue
             try:
-                job.handle = self._batcher.add(
-                    job.prompt, job.sampling, job.max_tokens, job.stop, job.constraint, top_logprobs=job.top_logprobs
-                )
+                job.handle = self._batcher.add(job.request)
             except TwinGPTError as error:
                 self._end(job, None, str(error))
                 continue

@@ -20,8 +20,8 @@ from twingpt.data.tokens.batches import Batches
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.prompts import question_prompt
-from twingpt.generation.writing import load_tokenizer, stream_text
+from twingpt.generation.model import Model
+from twingpt.generation.writing import load_tokenizer
 from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config
 from twingpt.training.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.training.guards import check_disk
@@ -254,14 +254,12 @@ def _sample_writer(
     if config.sample_tokens == 0:
         return None
     question = _validation_question(data_dir) if manifest.template == "qa" else None
-    prompt = [tokenizer.bos_id]
-    if question is not None:
-        prompt = question_prompt(tokenizer, question, None, backend.spec.block_size)
-    sampling = Sampling(seed=config.seed)
+    model, sampling = Model(backend, tokenizer), Sampling(seed=config.seed)
 
     def write(tokens: int) -> str:
-        text = "".join(stream_text(backend, tokenizer, prompt, sampling, tokens))
-        return text if question is None else f"{question}\n{text}"
+        if question is None:
+            return model.generate("", sampling=sampling, max_new_tokens=tokens)
+        return f"{question}\n{model.generate(question=question, sampling=sampling, max_new_tokens=tokens)}"
 
     return write
 

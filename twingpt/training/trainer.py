@@ -260,7 +260,7 @@ class Trainer:
         stats = self._backend.read_stats()
         first = self.step - len(stats.applied) + 1
         for number, (nats, tokens) in enumerate(zip(stats.loss_sums, stats.tokens, strict=True), first):
-            if (spike := self._spikes.check(nats / max(1, tokens))) is not None:
+            if tokens and (spike := self._spikes.check(nats / tokens)) is not None:
                 self._asides.append(self._log(SpikeReport(number, *spike)))
         for applied in stats.applied:
             self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1

@@ -95,9 +95,10 @@ def clip_and_update(
     """Turn summed gradients into means, clip their global norm, apply the optimizer.
 
     Returns (gradient norm before clipping, whether the update was applied). A loss or a gradient that is not finite
-    leaves every weight, moment and count alone: one bad batch must not poison what all the others built.
+    leaves every weight, moment and count alone: one bad batch must not poison what all the others built. So does a
+    batch without a counted target, which has no mean.
     """
-    norm = global_norm(parameters.grads) / tokens
+    norm = global_norm(parameters.grads) / tokens if tokens else math.nan
     if not (math.isfinite(norm) and math.isfinite(loss)):
         return norm, False
     scale = 1.0 / tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -184,12 +185,13 @@ def clip_and_update(
 ) -> tuple[Tensor, Tensor]:
     """Turn summed gradients into means, clip their global norm, apply the optimizer; clears the gradients.
 
-    Returns (gradient norm before clipping, whether the update was applied), both still on the device.
+    Returns (gradient norm before clipping, whether the update was applied), both still on the device. A batch without
+    a counted target has no mean: its norm is NaN, and as after any norm that is not finite, nothing is applied.
     """
     grads = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
     # Row by row, as in the MLX engine: one float32 sum over a whole tensor is not exact enough to clip by.
     norm = torch.linalg.vector_norm(torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in grads])) / tokens
-    scale = torch.full_like(norm, 1.0 / tokens)
+    scale = torch.full_like(norm, 1.0 / tokens if tokens else math.nan)
     if config.grad_clip > 0.0:
         # The 1e-6 keeps a zero gradient from dividing by zero, as in torch.nn.utils.clip_grad_norm_.
         scale = scale * (config.grad_clip / (norm + 1e-6)).clamp(max=1.0)

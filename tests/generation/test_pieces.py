@@ -1,13 +1,13 @@
 import pytest
 
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.serve.writer import AnswerWriter
+from twingpt.generation.pieces import TextWriter
 
 TEXT = "여권을 잃어버렸을 때는 먼저 경찰서에 갑니다. 끝"
 
 
 def write(tokenizer: Tokenizer, text: str, stops: tuple[str, ...]) -> tuple[list[str], bool]:
-    writer = AnswerWriter(tokenizer, stops)
+    writer = TextWriter(tokenizer, stops)
     shown = []
     for byte in text.encode():  # one token a byte: the hardest cut there is
         piece = writer.push(
@@ -49,7 +49,7 @@ def test_the_start_of_a_stop_sequence_shows_once_it_turns_out_to_be_none(tokeniz
 
 
 def test_a_character_that_never_became_whole_ends_as_a_replacement(tokenizer: Tokenizer) -> None:
-    writer = AnswerWriter(tokenizer, ())
+    writer = TextWriter(tokenizer, ())
     assert writer.push(_byte(tokenizer, 0xEC), None) is None
     piece = writer.finish()
     assert piece is not None
