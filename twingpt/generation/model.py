@@ -16,7 +16,7 @@ from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Constraint, Request
-from twingpt.generation.prompts import question_prompt, text_prompt
+from twingpt.generation.prompts import placeholder_values, question_prompt, text_prompt, trained_on_placeholders
 from twingpt.generation.writing import (
     Written,
     answer_form,
@@ -37,13 +37,15 @@ class Model:
     """A trained model in an engine, with its tokenizer.
 
     checkpoint: the folder that the weights were read from; None while they are in training. step: how many updates they
-    have been trained for.
+    have been trained for. masked: it was trained on placeholders for contacts, so a document's become placeholders, and
+    those that it writes become the document's contacts again.
     """
 
     engine: Backend
     tokenizer: Tokenizer
     checkpoint: Path | None = None
     step: int = 0
+    masked: bool = False
 
     @property
     def spec(self) -> GPTSpec:
@@ -79,7 +81,7 @@ class Model:
         if text is not None:
             prompt = text_prompt(self.tokenizer, text)
         else:
-            prompt = question_prompt(self.tokenizer, question or "", doc, self.spec.block_size)
+            prompt = question_prompt(self.tokenizer, question or "", doc, self.spec.block_size, masked=self.masked)
         return Request(
             prompt,
             sampling or Sampling(),
@@ -88,6 +90,7 @@ class Model:
             constraint=self._form(len(prompt), max_new_tokens) if structured else None,
             top_logprobs=top_logprobs,
             stops=stops,
+            contacts=placeholder_values(doc) if self.masked and doc is not None else {},
             text=text,
             question=question,
             doc=doc,
@@ -192,4 +195,5 @@ def default_backend() -> str:
 def open_model(checkpoint: Checkpoint, tokenizer: Tokenizer, engine: Backend) -> Model:
     """The model of a checkpoint in an engine that was made for its spec."""
     engine.load_state(checkpoint.state)
-    return Model(engine, tokenizer, checkpoint.path, checkpoint.progress.step)
+    masked = trained_on_placeholders(checkpoint.path.parent.parent)
+    return Model(engine, tokenizer, checkpoint.path, checkpoint.progress.step, masked)

@@ -1,5 +1,6 @@
 """From what a person gives to the tokens that a model reads: cleaned as the training text was, then the template."""
 
+import tomllib
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError, UsageError
@@ -38,9 +39,20 @@ def read_text(path: Path) -> str:
     return text
 
 
-def question_prompt(tokenizer: Tokenizer, question: str, doc: str | None, block_size: int) -> list[int]:
+def trained_on_placeholders(run_dir: Path) -> bool:
+    """Whether `prepare --contacts mask` made the text of a run; False for one that does not say so."""
+    try:
+        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8")).get("contacts") == "mask"
+    except (OSError, ValueError):
+        return False
+
+
+def question_prompt(
+    tokenizer: Tokenizer, question: str, doc: str | None, block_size: int, *, masked: bool = False
+) -> list[int]:
     """The template that the model was trained on, up to [ANSWER].
 
+    masked: the document's contacts become placeholders, as those of the training text did.
     Raises UsageError for an empty question or document, TwinGPTError if they leave no room for an answer: cutting them
     would lose the question.
     """
@@ -48,13 +60,14 @@ def question_prompt(tokenizer: Tokenizer, question: str, doc: str | None, block_
     if not question:
         raise UsageError("the question is empty: ask something")
     if doc is not None:
-        from twingpt.data.contacts import standardise
+        from twingpt.data.contacts import mask, standardise
 
         doc = cleaned(doc)
         if not doc:
             raise UsageError("the document is empty: give one with text in it, or none")
         # As the documents of training are: contacts in their one form.
-        doc, _ = standardise(doc)
+        doc, contacts = standardise(doc)
+        doc = mask(doc, contacts) if masked else doc
     ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
     if len(ids) >= block_size:
         what = "question" if doc is None else "question and document"
@@ -63,6 +76,14 @@ def question_prompt(tokenizer: Tokenizer, question: str, doc: str | None, block_
             "or train with a larger --block-size"
         )
     return ids
+
+
+def placeholder_values(doc: str) -> dict[str, str]:
+    """Placeholder -> contact of a document, for each that `question_prompt` puts there."""
+    from twingpt.data.contacts import standardise
+
+    contacts = standardise(cleaned(doc))[1]
+    return {contact.placeholder: contact.value for contact in contacts if contact.value != contact.placeholder}
 
 
 def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:

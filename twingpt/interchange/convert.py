@@ -14,6 +14,8 @@ from twingpt.core.init import Weights
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL, check_state
 from twingpt.data.files import TOKENIZER_FILE
+from twingpt.data.prepare.settings import Contacts
+from twingpt.generation.prompts import trained_on_placeholders
 from twingpt.interchange.foreign_tokenizer import ExportTokenizer, copy_foreign, modelfile
 from twingpt.training.config import RunConfig, TrainConfig
 from twingpt.weights import gguf, huggingface
@@ -40,7 +42,7 @@ class WholeModel:
     """A model without its optimizer.
 
     types: in which the checkpoint that it was imported from keeps its tensors. tokenizer: the tokenizer.json that lay
-    beside it, if any.
+    beside it, if any. masked: it was trained on placeholders for contacts.
     """
 
     source: Source
@@ -49,6 +51,7 @@ class WholeModel:
     step: int
     tokenizer: Path | None
     types: Types = field(default_factory=Types)
+    masked: bool = False
 
 
 def convert_model(
@@ -116,9 +119,8 @@ def read_model(source: Path) -> WholeModel:
     checkpoint = load_checkpoint(source, optimizer=False)
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
     run = checkpoint.path.parent.parent
-    return WholeModel(
-        "native", checkpoint.spec, weights, checkpoint.progress.step, _beside(run), _types(run, checkpoint.path)
-    )
+    types, masked = _types(run, checkpoint.path), trained_on_placeholders(run)
+    return WholeModel("native", checkpoint.spec, weights, checkpoint.progress.step, _beside(run), types, masked)
 
 
 def _target(name: str) -> Target:
@@ -173,7 +175,8 @@ def _write_native(folder: Path, model: WholeModel) -> None:
         # Resuming on data of another tokenizer would train on with tokens that mean something else.
         fingerprint = {"tokenizer": hashlib.sha256(content).hexdigest()}
     saved = CheckpointStore(folder).save(model.spec, state, Progress(step=model.step, fingerprint=fingerprint))
-    RunConfig(model=model.spec, train=TrainConfig(), data="").save(folder)
+    contacts: Contacts = "mask" if model.masked else "keep"
+    RunConfig(model=model.spec, train=TrainConfig(), data="", contacts=contacts).save(folder)
     if model.types != Types():
         record = {"model": read_progress(saved)[1][MODEL_FILE], "types": dataclasses.asdict(model.types)}
         (folder / IMPORTED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 
@@ -14,6 +14,7 @@ from twingpt.core.params import OptimizerName
 from twingpt.core.presets import find_preset
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.spec import GPTSpec, build, check_types
+from twingpt.data.prepare.settings import Contacts
 from twingpt.weights.format import write_whole
 
 CONFIG_FILE = "config.toml"
@@ -94,15 +95,24 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """One run: the model, how it is trained, and on which data."""
+    """One run: the model, how it is trained, and on which data.
+
+    contacts: as `prepare --contacts` made them; a model that knows only placeholders must be asked with them.
+    """
 
     model: GPTSpec
     train: TrainConfig
     data: str
+    contacts: Contacts = "keep"
+
+    def __post_init__(self) -> None:
+        if self.contacts not in get_args(Contacts):
+            raise UsageError(f"contacts = {self.contacts!r}: it must be one of {', '.join(get_args(Contacts))}")
 
     def save(self, run_dir: Path) -> None:
         content = {
             "data": self.data,
+            "contacts": self.contacts,
             "model": self.model.to_dict(),
             "train": dataclasses.asdict(self.train),
         }
@@ -117,6 +127,7 @@ class RunConfig:
             model=GPTSpec.from_dict(content.get("model", {})),
             train=build(TrainConfig, content.get("train", {}), "train"),
             data=content.get("data", ""),
+            contacts=content.get("contacts", "keep"),
         )
 
 
@@ -149,7 +160,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def check_sections(content: dict[str, Any], path: Path) -> None:
     for key, value in content.items():
-        if key not in ("data", "model", "train"):
-            raise UsageError(f"unknown setting {key} in {path}: it may hold [model], [train] and data")
-        if key != "data" and not isinstance(value, dict):
+        if key not in ("data", "contacts", "model", "train"):
+            raise UsageError(f"unknown setting {key} in {path}: it may hold [model], [train], data and contacts")
+        if key in ("model", "train") and not isinstance(value, dict):
             raise UsageError(f"{key} in {path} must be a table: [{key}]")

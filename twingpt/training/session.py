@@ -16,6 +16,7 @@ from twingpt.core.memory import machine_memory
 from twingpt.core.sampling import Sampling
 from twingpt.core.world import Alone, World, launched_for
 from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
+from twingpt.data.prepare.settings import contacts_of
 from twingpt.data.tokens.batches import Batches
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.template import Sample
@@ -240,6 +241,7 @@ def _config(request: TrainRequest, manifest: Manifest, data_dir: Path) -> RunCon
             train=dataclasses.replace(stored.train, **request.train),
             data=data,
         )
+    config = dataclasses.replace(config, contacts=contacts_of(data_dir))
     if config.model.vocab_size != manifest.vocab_size:
         raise UsageError(
             f"model.vocab_size = {config.model.vocab_size}, but the tokenizer in {data_dir} has {manifest.vocab_size}"

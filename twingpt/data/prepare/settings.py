@@ -1,11 +1,17 @@
 """What decides the bytes that `prepare` writes, apart from the text."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from twingpt.core.errors import UsageError
+from twingpt.data.files import REPORT_FILE
 from twingpt.data.tokens.template import Template
 from twingpt.data.tokens.tokenizer import MIN_VOCAB_SIZE
+
+Contacts = Literal["keep", "mask"]
+"""Whether a model trains on contacts in one form, or on placeholders such as [TEL_1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +28,7 @@ class PrepareSettings:
     tokenizer_megabytes: float = 16
     block_size: int = 256
     template: Template = "qa"
-    contacts: Literal["keep", "mask"] = "keep"
+    contacts: Contacts = "keep"
     val_fraction: float = 0.01
     seed: int = 0
     samples_per_doc: int = 0
@@ -55,3 +61,14 @@ class PrepareSettings:
             raise UsageError(f"--max-samples {self.max_samples} cannot be meant: give 1 or more")
         if self.template == "plain" and self.mask_prompt:
             raise UsageError("--mask-prompt needs --template qa: plain documents have no prompt")
+
+
+def contacts_of(data: Path) -> Contacts:
+    """How the contacts in DATA were prepared; "keep" where its report does not say."""
+    try:
+        report = json.loads((data / REPORT_FILE).read_text(encoding="utf-8"))
+        # The settings are those of the stage that ran last, which need not have cleaned.
+        masked = report["clean"].get("masked", report["settings"]["contacts"] == "mask")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "keep"
+    return "mask" if masked is True else "keep"

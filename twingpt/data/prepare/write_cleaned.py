@@ -78,6 +78,7 @@ def write_cleaned(
         "raw_bytes": size,
         **summary,
         "contacts": contacts.number,
+        "masked": settings.contacts == "mask",
         "changes": changes.to_json(),
     }
 
