@@ -26,7 +26,7 @@ ALLOWED = {
     "measure": {"core", "weights", "backends", "checks", "training", "measure"},
     "interchange": {"core", "data", "weights", "generation", "training", "interchange"},
     "report": {"core", "data", "weights", "checks", "training", "measure", "report"},
-    "serve": {"core", "data", "weights", "generation", "training", "serve"},
+    "serve": {"core", "data", "weights", "generation", "answers", "training", "serve"},
 }
 # The rooms of data -> the rooms that each may import.
 ALLOWED_IN_DATA = {
