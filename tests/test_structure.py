@@ -21,7 +21,7 @@ ALLOWED = {
     "backends": {"core", "backends"},
     "generation": {"core", "data", "weights", "generation"},
     "checks": {"core", "weights", "backends", "checks"},
-    "answers": {"core", "data", "generation", "answers"},
+    "answers": {"core", "data", "weights", "generation", "answers"},
     "training": {"core", "data", "weights", "generation", "checks", "training"},
     "measure": {"core", "weights", "backends", "checks", "training", "measure"},
     "interchange": {"core", "data", "weights", "generation", "training", "interchange"},

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import twingpt
 from twingpt.answers.answer import NOT_FOUND, SECTIONS, Answer
 from twingpt.answers.ask import ask_library, read_units
 from twingpt.cli import main
-from twingpt.core.errors import UsageError
+from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.contacts import standardise
 from twingpt.data.library.build import build_library, split_document
 from twingpt.data.library.dates import newest_date
@@ -203,6 +204,14 @@ def test_contacts_that_differ_are_all_shown_with_their_dates(tmp_path: Path) -> 
 )
 def test_the_newest_date_that_a_text_names(text: str, date: str) -> None:
     assert newest_date(text) == date
+
+
+def test_from_python(data: Path, library: Library) -> None:
+    question, title = QUESTIONS[0]
+    answer = twingpt.ask(data, question)
+    assert answer == ask_library(library, question) and answer.sources[0].title == title
+    with pytest.raises(TwinGPTError, match="does not exist"):
+        twingpt.ask(data / "nowhere", question)
 
 
 def test_mistakes_are_one_line(

@@ -8,12 +8,13 @@ from twingpt.answers.answer import Answer, Source
 from twingpt.answers.contacts import contact_section
 from twingpt.core.errors import UsageError
 from twingpt.data.contacts import standardise
-from twingpt.data.files import LIBRARY_FILE
+from twingpt.data.files import CLEANED_FILE, LIBRARY_FILE
 from twingpt.data.library.build import build_library, split_document
 from twingpt.data.library.search import NEAR, FoundSentence, Library, Passage, sentences
 from twingpt.data.samples.summary import Group, group_of
 from twingpt.data.text.clean import cleaned
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
+from twingpt.weights.checkpoint import find_checkpoint
 
 PASSAGES = 5
 SUMMARY_SENTENCES = 3
@@ -57,6 +58,16 @@ def ask_library(library: Library, question: str, *, least_fit: float = FITS) -> 
         "상세 설명": _detail(units, summary),
     }
     return Answer(question, found=True, sections=sections, sources=sources)
+
+
+def library_of(path: Path) -> Path:
+    """The library of a run, of a checkpoint's run, or of DATA; which need not have one.
+
+    Raises TwinGPTError for a path that is none of them.
+    """
+    if any((path / name).is_file() for name in (LIBRARY_FILE, CLEANED_FILE, "config.toml")):
+        return path / LIBRARY_FILE
+    return find_checkpoint(path).parent.parent / LIBRARY_FILE
 
 
 def ask_document(text: str, question: str) -> Answer:

@@ -60,24 +60,14 @@ def ask(
 
 def _answerer(run: Path, doc: Path | None, stack: ExitStack) -> "Callable[[str], Answer]":
     """What answers a question from the run's library or from a document; open until the stack is closed."""
-    from twingpt.answers.ask import ask_document, ask_library
+    from twingpt.answers.ask import ask_document, ask_library, library_of
     from twingpt.data.library.search import Library
 
     if doc is not None:
         from twingpt.generation.prompts import read_text
 
         return partial(ask_document, read_text(doc))
-    return partial(ask_library, stack.enter_context(Library(_library_of(run))))
-
-
-def _library_of(path: Path) -> Path:
-    """Raises TwinGPTError for a path that is neither a run, nor a checkpoint, nor DATA."""
-    from twingpt.data.files import LIBRARY_FILE
-    from twingpt.weights.checkpoint import find_checkpoint
-
-    if (path / LIBRARY_FILE).is_file() or (path / "cleaned.txt").is_file() or (path / "config.toml").is_file():
-        return path / LIBRARY_FILE
-    return find_checkpoint(path).parent.parent / LIBRARY_FILE
+    return partial(ask_library, stack.enter_context(Library(library_of(run))))
 
 
 def _typed() -> Iterator[str]:
