@@ -1,6 +1,6 @@
 """Are the answers of `ask` right? Questions of a file in SQuAD's form, whose articles lie among other documents.
 
-    python -m benchmarks.answers QUESTIONS.json OTHERS.txt --others 3000 --out FILE
+    python benchmarks/answers.py QUESTIONS.json OTHERS.txt --others 3000 --out FILE
 
 Measures what a person gets: is an answer given, does the gold answer stand in the summary and in the whole answer, and
 does every line stand in the passage that it cites. With every third article kept out of the library it measures how
@@ -19,7 +19,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.retrieval import articles, blocks
+from retrieval import articles, blocks
+
 from twingpt.answers.answer import Answer
 from twingpt.answers.ask import FITS, SUMMARY_SENTENCES, ask_library
 from twingpt.data.contacts import standardise

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twingpt.backends.reference import model as reference_model
 from twingpt.checks import parity
 from twingpt.checks.ladder import Rung
 from twingpt.core.backend import Backend, create_backend
@@ -30,6 +31,16 @@ def test_every_rung_holds(label: str) -> None:
     assert [rung for rung in rungs if not rung.passed] == []
     assert {rung.number for rung in rungs} == {1, 2, 3, 4, 5, 6, 8}
     assert sum("Hugging Face" in rung.name for rung in rungs) == (2 if label in EXPRESSIBLE else 0)
+    assert sum("by hand" in rung.name for rung in rungs) == 3
+
+
+def test_a_wrong_derivative_that_both_engines_share_is_found_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put into the pass by hand instead: what differs is the same."""
+    right = reference_model.sum_of_rows
+    monkeypatch.setattr(reference_model, "sum_of_rows", lambda array: right(array) * np.float32(1.001))
+    spec = parity.SPECS["seed style"]
+    failed = [rung.name for rung in parity.climb("x", spec, parity.perturbed(spec), "cpu") if not rung.passed]
+    assert failed == ["gradients, by hand"]
 
 
 def test_large_logits_are_held_against_their_size() -> None:

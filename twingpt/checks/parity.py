@@ -106,6 +106,7 @@ def climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice) -> It
         tensor_error(spec, *gradients),
         TOLERANCES["gradients"],
     )
+    yield from _by_hand(label, spec, weights, inputs, targets, logits, list(losses), list(gradients))
     yield from _usual_update(label, spec, (torch_engine, mlx_engine), inputs, targets, gradients[0])
     yield _muon_rung(label, spec, weights, device, inputs, targets)
 
@@ -217,6 +218,31 @@ def _greedy_differences(spec: GPTSpec, first: Backend, second: Backend, logit_er
         step = np.array([token], dtype=np.int32)
         pairs = [engine.decode(cache, [0], step)[0] for engine, cache in zip((first, second), caches, strict=True)]
     return differing
+
+
+def _by_hand(
+    label: str,
+    spec: GPTSpec,
+    weights: State,
+    inputs: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    logits: list[NDArray[np.float32]],
+    losses: list[float],
+    gradients: list[State],
+) -> Iterator[Rung]:
+    """Rungs 2 to 4 against the reference engine, whose forward and backward passes are written out in NumPy.
+
+    Two frameworks may take one derivative in the same wrong way; a pass by hand does not share it.
+    """
+    reference = create_backend("reference", spec, EngineConfig())
+    reference.load_state(weights)
+    error = max(_logit_error(ours, reference.logits(inputs)) for ours in logits)
+    yield Rung(label, 2, "logits, by hand", "of the largest", error, TOLERANCES["logits"])
+    loss, by_hand = reference.loss_and_grads(inputs, targets)
+    error = max(abs(ours - loss) for ours in losses)
+    yield Rung(label, 3, "loss, by hand", "nats/token", error, TOLERANCES["loss"])
+    error = max(tensor_error(spec, ours, by_hand) for ours in gradients)
+    yield Rung(label, 4, "gradients, by hand", "of the largest", error, TOLERANCES["gradients"])
 
 
 def _third_opinion(
