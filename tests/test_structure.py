@@ -21,12 +21,12 @@ ALLOWED = {
     "backends": {"core", "backends"},
     "generation": {"core", "data", "weights", "generation"},
     "checks": {"core", "weights", "backends", "checks"},
-    "answers": {"core", "data", "generation", "answers"},
+    "answers": {"core", "data", "weights", "generation", "answers"},
     "training": {"core", "data", "weights", "generation", "checks", "training"},
     "measure": {"core", "weights", "backends", "checks", "training", "measure"},
     "interchange": {"core", "data", "weights", "generation", "training", "interchange"},
     "report": {"core", "data", "weights", "checks", "training", "measure", "report"},
-    "serve": {"core", "data", "weights", "generation", "training", "serve"},
+    "serve": {"core", "data", "weights", "generation", "answers", "training", "serve"},
 }
 # The rooms of data -> the rooms that each may import.
 ALLOWED_IN_DATA = {

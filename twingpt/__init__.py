@@ -7,11 +7,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from twingpt.answers.answer import Answer
     from twingpt.core.backend import DeviceChoice
     from twingpt.generation.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "ask", "load"]
+
+
+def ask(path: Path | str, question: str) -> Answer:
+    """An answer from the text of a run, or of the DATA that `prepare` made: its lines, their sources, or not found.
+
+    Raises TwinGPTError if there is no library, UsageError if the question is empty.
+    """
+    from pathlib import Path
+
+    from twingpt.answers.ask import ask_library, library_of
+    from twingpt.data.library.search import Library
+
+    with Library(library_of(Path(path))) as library:
+        return ask_library(library, question)
 
 
 def load(path: Path | str, backend: str | None = None, device: DeviceChoice = "auto") -> Model:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import twingpt
 from twingpt.answers.answer import NOT_FOUND, SECTIONS, Answer
 from twingpt.answers.ask import ask_library, read_units
 from twingpt.cli import main
-from twingpt.core.errors import UsageError
+from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.contacts import standardise
 from twingpt.data.library.build import build_library, split_document
 from twingpt.data.library.dates import newest_date
@@ -110,15 +111,15 @@ def test_questions_of_people_who_know_the_texts_words(library: Library) -> None:
         told += any(sentence in line for line in ask_library(library, one["question"], least_fit=0).sections["요약"])
         answered += ask_library(library, one["question"]).found
     assert len(asked) == 60
-    assert first >= 57 and five >= 59 and told >= 57 and answered >= 55
+    assert first >= 57 and five >= 59 and told >= 57 and answered >= 56
 
 
 def test_what_the_text_does_not_say_is_told(library: Library) -> None:
-    """Measured: 37 of 40."""
+    """Measured: 36 of 40."""
     path = Path(__file__).with_name("unanswerable_ko.jsonl")
     asked = [json.loads(line)["question"] for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(asked) == 40
-    assert sum(not ask_library(library, question).found for question in asked) >= 36
+    assert sum(not ask_library(library, question).found for question in asked) >= 35
 
 
 def test_units_are_what_their_marks_say() -> None:
@@ -203,6 +204,14 @@ def test_contacts_that_differ_are_all_shown_with_their_dates(tmp_path: Path) -> 
 )
 def test_the_newest_date_that_a_text_names(text: str, date: str) -> None:
     assert newest_date(text) == date
+
+
+def test_from_python(data: Path, library: Library) -> None:
+    question, title = QUESTIONS[0]
+    answer = twingpt.ask(data, question)
+    assert answer == ask_library(library, question) and answer.sources[0].title == title
+    with pytest.raises(TwinGPTError, match="does not exist"):
+        twingpt.ask(data / "nowhere", question)
 
 
 def test_mistakes_are_one_line(

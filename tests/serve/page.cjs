@@ -37,10 +37,33 @@ const noteLengths = (page) =>
     }).observe(document.querySelector("#thread"), { childList: true, subtree: true });
   });
 
+/** From the text first: an answer with its sources, a source opened at its sentence, and a question without an answer. */
+async function fromText(page) {
+  seen.mode = await page.evaluate(() => document.querySelector("input[name=mode]:checked").value);
+  seen.examples = await page.evaluate(() => [...document.querySelectorAll("#examples .chip")].map((chip) => chip.textContent));
+  await ask(page, "여권을 잃어버렸을 때 해야 할 일 정리해줘");
+  await page.waitForSelector(".cite");
+  seen.sections = await page.evaluate(() => [...document.querySelectorAll(".section")].map((head) => head.textContent));
+  await page.click(".cite");
+  await page.waitForSelector("mark.cited");
+  seen.cited = await page.evaluate(() => document.querySelector("mark.cited").textContent);
+  seen.firstLine = await page.evaluate(() => document.querySelector(".lines li").firstChild.textContent);
+  await page.waitForTimeout(700);
+  await shot(page, "text-source");
+  await page.waitForFunction(() => !document.body.classList.contains("answering"));
+  await ask(page, "파리 에펠탑 입장료는 얼마인가요?");
+  seen.notFound = await page.textContent(".notfound");
+  await page.waitForFunction(() => !document.body.classList.contains("answering"));
+  await shot(page, "text-not-found");
+  await page.evaluate(() => document.querySelector("#thread").replaceChildren());
+}
+
 async function askView(page) {
   await page.waitForFunction(() => document.querySelector("#welcome-model").textContent);
   seen.language = await page.evaluate(() => document.documentElement.lang);
   await shot(page, "ask-empty");
+  await fromText(page);
+  await page.check("input[name=mode][value=ask]", { force: true });
   await page.fill("#max-tokens", "288");
   // Held to its form, an answer is long, whatever the model has learned by now.
   await page.check("#form-choice");
@@ -109,9 +132,6 @@ async function narrow(browser) {
   await page.waitForFunction(() => document.querySelector("#welcome-model").textContent);
   seen.narrowLanguage = await page.evaluate(() => document.documentElement.lang);
   await shot(page, "narrow-ask");
-  await page.click("#settings summary");
-  await page.fill("#max-tokens", "96");
-  await page.click("#settings summary");
   await page.click(".chip");
   await page.waitForSelector(".meta", { timeout: 60000 });
   await shot(page, "narrow-answered");

@@ -57,7 +57,7 @@ def alone(service: Service, prompt: list[int], sampling: Sampling, tokens: int) 
 
 
 def test_the_model_is_listed(client: TestClient) -> None:
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["my-run"]
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["my-run", "my-run:free"]
     assert client.get("/v1/models/my-run").json()["object"] == "model"
     assert client.get("/v1/models/gpt-4").status_code == 404
 
@@ -80,10 +80,21 @@ def test_a_chat_answers_the_last_question_as_generate_does(client: TestClient, s
 def test_the_document_comes_in_two_ways(client: TestClient, service: Service, how: str) -> None:
     doc = "대사관은 월요일에 엽니다."
     user = {"role": "user", "content": QUESTION}
-    body = {"messages": [{"role": "system", "content": doc}, user]} if how == "system" else {"document": doc}
+    body = (
+        {"messages": [{"role": "system", "content": f"[DOC]{doc}[/DOC]"}, user]}
+        if how == "system"
+        else {"document": doc}
+    )
     answer = chat(client, **body)
     prompt = question_prompt(service.tokenizer, QUESTION, doc, 128)
     assert answer["choices"][0]["message"]["content"] == alone(service, prompt, Sampling(temperature=0.0), 20)
+
+
+def test_a_clients_own_system_message_is_no_document(client: TestClient, service: Service) -> None:
+    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": QUESTION}]
+    prompt = question_prompt(service.tokenizer, QUESTION, None, 128)
+    written = chat(client, messages=messages)["choices"][0]["message"]["content"]
+    assert written == alone(service, prompt, Sampling(temperature=0.0), 20)
 
 
 def test_every_sampling_setting_reaches_the_sampler(client: TestClient, service: Service) -> None:

@@ -83,7 +83,7 @@ CHAT_ONLY: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "\ud800"}]},
     {"messages": [{"role": "user", "content": "여" * 300_000}]},
     {"messages": [{"role": "user", "content": "여권 " * 500}]},
-    {"messages": [{"role": "system", "content": "글"}, {"role": "user", "content": "?"}], "document": "글"},
+    {"messages": [{"role": "system", "content": "[DOC]글[/DOC]"}, {"role": "user", "content": "?"}], "document": "글"},
     {"document": 5},
     {"document": "\udfff"},
     {"format": "poem"},

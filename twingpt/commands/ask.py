@@ -2,9 +2,9 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,39 +60,14 @@ def ask(
 
 def _answerer(run: Path, doc: Path | None, stack: ExitStack) -> "Callable[[str], Answer]":
     """What answers a question from the run's library or from a document; open until the stack is closed."""
-    from twingpt.answers.ask import FITS, ask_library
+    from twingpt.answers.ask import ask_document, ask_library, library_of
     from twingpt.data.library.search import Library
 
-    least_fit = FITS
-    if doc is None:
-        path = _library_of(run)
-    else:
-        # Whoever names a document wants an answer from it, however loosely it fits.
-        path, least_fit = _library_from(doc, Path(stack.enter_context(tempfile.TemporaryDirectory()))), 0.0
-    library = stack.enter_context(Library(path))
-    return lambda question: ask_library(library, question, least_fit=least_fit)
+    if doc is not None:
+        from twingpt.generation.prompts import read_text
 
-
-def _library_of(path: Path) -> Path:
-    """Raises TwinGPTError for a path that is neither a run, nor a checkpoint, nor DATA."""
-    from twingpt.data.files import LIBRARY_FILE
-    from twingpt.weights.checkpoint import find_checkpoint
-
-    if (path / LIBRARY_FILE).is_file() or (path / "cleaned.txt").is_file() or (path / "config.toml").is_file():
-        return path / LIBRARY_FILE
-    return find_checkpoint(path).parent.parent / LIBRARY_FILE
-
-
-def _library_from(doc: Path, folder: Path) -> Path:
-    from twingpt.data.contacts import standardise
-    from twingpt.data.files import LIBRARY_FILE
-    from twingpt.data.library.build import build_library, split_document
-    from twingpt.generation.prompts import read_text
-
-    # As `prepare` does: contacts in their one form, documents between blank lines.
-    documents = standardise(read_text(doc))[0].split("\n\n")
-    build_library(folder / LIBRARY_FILE, (split_document(text.split("\n")) for text in documents))
-    return folder / LIBRARY_FILE
+        return partial(ask_document, read_text(doc))
+    return partial(ask_library, stack.enter_context(Library(library_of(run))))
 
 
 def _typed() -> Iterator[str]:

@@ -17,6 +17,7 @@ from twingpt.generation.batching import Request as TextRequest
 from twingpt.generation.model import Model
 from twingpt.generation.pieces import Piece, TokenLogprob
 from twingpt.generation.writing import with_contacts
+from twingpt.serve.asking import Asking
 from twingpt.serve.responses import Shape, contact_spans, usage
 from twingpt.serve.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from twingpt.serve.security import error_body
@@ -195,20 +196,21 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
     # Bringing a document's contacts into form takes a while: not in the loop, and one at a time.
     encoding = asyncio.Lock()
+    asking = Asking(service)
 
-    def card() -> dict[str, Any]:
-        return {"id": service.name, "object": "model", "created": service.created, "owned_by": "twingpt"}
+    def card(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": service.created, "owned_by": "twingpt"}
 
     @router.get("/models", responses={s: REFUSALS[s] for s in (401, 403)})
     async def models() -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [card()]}
+        """The run, which answers from its text, and its model, which writes freely."""
+        return {"object": "list", "data": [card(service.name), card(service.free_name)]}
 
     @router.get("/models/{model:path}", responses={s: REFUSALS[s] for s in (401, 403, 404)})
     async def model(model: str) -> dict[str, Any]:
         """The model of this name."""
         _check_model(service, model)
-        return card()
+        return card(model)
 
     @router.post("/completions", responses=GENERATION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -223,8 +225,13 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/chat/completions", responses=GENERATION)
     async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answer a question, from a document if one is given."""
+        """Answer a question: the run's name from its text, with sources; NAME:free as the model writes.
+
+        A run without a library answers as its model writes.
+        """
         _check_model(service, body.model)
+        if body.model != service.free_name and body.format is None and service.library.is_file():
+            return await asking.respond(body)
         if service.template == "plain":
             raise RefusalError(400, "this model was trained on plain text: use /v1/completions", "no_chat_template")
         model = _model(service)
@@ -275,7 +282,7 @@ def _chat_request(service: Service, model: Model, body: ChatRequest) -> TextRequ
 
 
 def _check_model(service: Service, name: str | None) -> None:
-    if name not in (None, service.name, "twingpt"):
+    if name not in (None, service.name, service.free_name, "twingpt"):
         raise RefusalError(404, f"there is no model {name!r} here; this server has {service.name!r}", "model_not_found")
 
 

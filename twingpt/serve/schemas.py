@@ -1,5 +1,6 @@
 """What the API accepts and answers, in the shapes of the OpenAI API; what this model cannot do is refused by name."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,6 +10,8 @@ from twingpt.core.sampling import Sampling
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 200
 MAX_TOP_LOGPROBS = 20
+
+_DOCUMENT = re.compile(r"\[DOC\](.*?)\[/DOC\]", re.DOTALL)
 
 Text = Annotated[str, Field(max_length=200_000)]
 
@@ -162,7 +165,8 @@ class Message(BaseModel):
 class ChatRequest(_Generation):
     """POST /v1/chat/completions: the last user message is the question.
 
-    The document to answer from comes in `document`, or as the system message. The model was trained on single
+    The document to answer from comes in `document`, or in a system message between [DOC] and [/DOC]: clients send
+    system messages of their own, and "You are a helpful assistant." is no document. The model was trained on single
     questions: earlier turns are not read, and `twingpt.messages_not_read` says how many.
     """
 
@@ -206,8 +210,10 @@ class ChatRequest(_Generation):
 
     @property
     def system_text(self) -> str | None:
+        """The document that system messages hold."""
         texts = [message.text for message in self.messages if message.role in ("system", "developer")]
-        return "\n\n".join(text for text in texts if text.strip()) or None
+        found = [part.strip() for text in texts for part in _DOCUMENT.findall(text)]
+        return "\n\n".join(part for part in found if part) or None
 
     @property
     def doc(self) -> str | None:

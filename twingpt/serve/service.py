@@ -13,8 +13,9 @@ from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_bac
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
-from twingpt.data.files import CONTACTS_FILE
+from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE
 from twingpt.data.library.contact_store import ContactStore
+from twingpt.data.library.search import Library
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.answer_form import SECTION_HEADS
 from twingpt.generation.model import Model, default_backend, open_model
@@ -24,6 +25,7 @@ from twingpt.serve.worker import Worker
 from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, find_checkpoint, read_checkpoint
 
 READ_ATTEMPTS = 3
+SUGGESTED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,15 @@ class Service:
     def has_contacts(self) -> bool:
         return (self.model.run_dir / CONTACTS_FILE).is_file()
 
+    @property
+    def library(self) -> Path:
+        return self.model.run_dir / LIBRARY_FILE
+
+    @property
+    def free_name(self) -> str:
+        """What the model that writes freely is called; the run's own name answers from its text."""
+        return f"{self.name}:free"
+
     def contacts(self) -> ContactStore | None:
         """Opened anew for each answer, since SQLite ties a connection to its thread; the caller closes it."""
         return open_contacts(self.model.run_dir)
@@ -113,6 +124,13 @@ class Service:
             return self.model.loaded.spec
         config = self.view.config()
         return None if config is None else config.model
+
+    def questions(self) -> list[str]:
+        """Titles of the run's own text, to ask about; the same ones for the same library."""
+        if not self.library.is_file():
+            return []
+        with Library(self.library) as library:
+            return library.titles(SUGGESTED)
 
     def describe(self) -> dict[str, Any]:
         """What the page shows of the model, the server and the run."""
@@ -126,6 +144,8 @@ class Service:
             "loaded_step": None if model is None else model.step,
             "template": self.template,
             "contacts": self.has_contacts,
+            "library": self.library.is_file(),
+            "questions": self.questions(),
             "heads": SECTION_HEADS,
             "max_tokens": self.limits.max_tokens,
             "slots": self.worker.slots,

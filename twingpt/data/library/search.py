@@ -29,6 +29,9 @@ CANDIDATES = 15
 """Passages whose terms are counted, at the least: those with the most of the question in them."""
 NEAR = 0.5
 """A passage counts beside the best one if its score is at least this part of the best score."""
+AS_IF_IN = 2
+"""Passages that a term of a question counts as being in, at the least, when it is asked how well a passage fits: in a
+small text an ending that it does not have would otherwise outweigh the words that it has."""
 SHARPNESS = 3
 """Power of a passage's score, as part of the best one's, in the score of its sentences."""
 
@@ -129,6 +132,12 @@ class Library:
         ).fetchone()
         return Passage(number, document, title, text, bm25(indexed_terms(title, text), weights, self._mean_length))
 
+    def titles(self, number: int) -> list[str]:
+        """Titles of as many documents, spread over the text."""
+        titles = [title for (title,) in self._db.execute("SELECT title FROM document WHERE title != '' ORDER BY id")]
+        step = max(1, len(titles) // max(1, number))
+        return list(dict.fromkeys(titles[step // 2 :: step]))[:number]
+
     def passage(self, number: int) -> Passage:
         """The passage of this number, with a score of 0."""
         return self._scored(number, {})
@@ -152,10 +161,11 @@ class Library:
     def fit(self, question: str, passage: Passage) -> float:
         """How much of a question a passage answers to: its score beside the weight of all terms of the question.
 
-        About 0 to 1. A term that the text does not have weighs most, so that a question about something else fits
-        nothing even where its common words are found.
+        A term that the text does not have weighs most, so that a question about something else fits nothing even where
+        its common words are found.
         """
-        weight = sum(self._weight(count) for count in self._counts(question).values())
+        least = min(AS_IF_IN, self.passages)
+        weight = sum(self._weight(max(count, least)) for count in self._counts(question).values())
         return passage.score / weight if weight else 0.0
 
     def best_sentences(self, question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:

@@ -1,6 +1,8 @@
 // The conversation: a question goes out, the answer comes in piece by piece, and its numbers are verified or marked.
 
 import { events } from "./api.js";
+import { element } from "./dom.js";
+import { grounded } from "./grounded.js";
 import { number, onLanguage, t } from "./i18n.js";
 
 const EXAMPLES = [
@@ -34,7 +36,6 @@ export function startAsk() {
     $("form-choice").checked = false;
     showSettings();
   });
-  for (const text of EXAMPLES) $("examples").append(chip(text));
   $("settings").open = matchMedia("(min-width: 960px)").matches;
   showSettings();
   onLanguage(show);
@@ -48,10 +49,22 @@ export function describeModel(described) {
   const plain = info.template === "plain";
   const ask = document.querySelector("input[name=mode][value=ask]");
   ask.disabled = plain;
+  showLibrary();
   if (plain && ask.checked) document.querySelector("input[name=mode][value=write]").checked = true;
   const fill = document.querySelector("input[name=contacts][value=fill]");
   fill.disabled = !info.contacts;
   show();
+}
+
+/** A run that has a library answers from its text, and asks about its own titles first. */
+function showLibrary() {
+  const find = document.querySelector("input[name=mode][value=find]");
+  const first = find.disabled && info.library && !$("thread").children.length;
+  find.disabled = !info.library;
+  if (first) find.checked = true;
+  if (!info.library && find.checked) document.querySelector("input[name=mode][value=ask]").checked = true;
+  const examples = info.questions.length ? info.questions : EXAMPLES;
+  if ($("examples").textContent !== examples.join("")) $("examples").replaceChildren(...examples.map(chip));
 }
 
 function show() {
@@ -89,11 +102,15 @@ function chip(text) {
   button.type = "button";
   button.lang = "ko";
   button.addEventListener("click", () => {
-    if (running) return;
-    $("question").value = text;
-    submit();
+    ask(text);
   });
   return button;
+}
+
+function ask(text) {
+  if (running) return;
+  $("question").value = text;
+  submit();
 }
 
 function mode() {
@@ -102,6 +119,8 @@ function mode() {
 
 function showMode() {
   const write = mode() === "write";
+  document.body.dataset.mode = mode();
+  $("caution").textContent = t(mode() === "find" ? "welcome.found" : "welcome.caution");
   $("question").placeholder = t(write ? "write.placeholder" : "ask.placeholder");
   $("document-box").hidden = write;
   $("form-field").hidden = write;
@@ -141,6 +160,11 @@ function submit() {
 }
 
 function requestFor({ mode, text, document: doc }) {
+  const messages = [{ role: "user", content: text }];
+  if (mode === "find") {
+    const found = { model: info.name, messages, stream: true };
+    return ["/v1/chat/completions", doc ? { ...found, document: doc } : found];
+  }
   const body = {
     temperature: Number($("temperature").value),
     top_p: Number($("top-p").value),
@@ -153,7 +177,7 @@ function requestFor({ mode, text, document: doc }) {
   if (mode === "write") return ["/v1/completions", { ...body, prompt: text }];
   if (doc) body.document = doc;
   if ($("form-choice").checked) body.format = "answer";
-  return ["/v1/chat/completions", { ...body, messages: [{ role: "user", content: text }] }];
+  return ["/v1/chat/completions", { ...body, model: `${info.name}:free`, messages }];
 }
 
 async function answer(asked) {
@@ -200,6 +224,7 @@ function newEntry(asked) {
   const question = element("h2", asked.text, asked.mode === "write" ? "asked opening" : "asked");
   if (asked.mode !== "write" && asked.document) question.append(element("span", asked.document, "given"));
   const body = element("div", "", "answer live");
+  if (asked.mode !== "find") body.append(element("p", t("answer.free"), "free"));
   const text = element("div", asked.mode === "write" ? asked.text : "", "text");
   text.lang = "ko";
   const status = element("p", t("answer.waiting"), "aside waiting");
@@ -217,7 +242,10 @@ function finish(entry, asked, said, given) {
   entry.body.setAttribute("aria-busy", "false");
   entry.status.remove();
   const spans = said.extra?.contacts ?? [];
-  entry.text.replaceChildren(said.text.slice(0, given), ...marked(said.text.slice(given), spans));
+  if (said.extra?.sources) {
+    entry.text.classList.add("grounded");
+    entry.text.replaceChildren(...grounded(said.extra, ask));
+  } else entry.text.replaceChildren(said.text.slice(0, given), ...marked(said.text.slice(given), spans));
   const meta = element("div", "", "meta");
   const parts = [];
   if (said.tokens) {
@@ -282,12 +310,4 @@ function follower() {
     const bottom = document.documentElement.scrollHeight - innerHeight - scrollY;
     if (bottom < 160) scrollTo({ top: document.documentElement.scrollHeight });
   };
-}
-
-export function element(tag, text = "", className = "") {
-  const made = document.createElement(tag);
-  if (text) made.textContent = text;
-  if (className) made.className = className;
-  if (tag === "button") made.type = "button";
-  return made;
 }

@@ -1,7 +1,7 @@
 // A run as it trains: its state, curves and the texts it wrote, read from metrics.jsonl as that grows.
 
 import { get, post } from "./api.js";
-import { element } from "./ask.js";
+import { element } from "./dom.js";
 import { Chart } from "./charts.js";
 import { number, onLanguage, t } from "./i18n.js";
 

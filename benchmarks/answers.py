@@ -1,0 +1,157 @@
+"""Are the answers of `ask` right? Questions of a file in SQuAD's form, whose articles lie among other documents.
+
+    python -m benchmarks.answers QUESTIONS.json OTHERS.txt --others 3000 --out FILE
+
+Measures what a person gets: is an answer given, does the gold answer stand in the summary and in the whole answer, and
+does every line stand in the passage that it cites. With every third article kept out of the library it measures how
+often a question about those is told to have no answer, for every threshold, as a picture. Beside it stand what costs
+nothing: the first sentences of the right paragraph, and of the best passage.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks.retrieval import articles, blocks
+from twingpt.answers.answer import Answer
+from twingpt.answers.ask import FITS, SUMMARY_SENTENCES, ask_library
+from twingpt.data.contacts import standardise
+from twingpt.data.library.build import build_library
+from twingpt.data.library.search import Library, sentences
+
+KEPT_OUT = 3
+_CITED = re.compile(r"^\s*- (.*) \[(\d+)\]$")
+
+
+@dataclass(frozen=True)
+class Question:
+    """paragraph: the one that it was asked about."""
+
+    text: str
+    paragraph: str
+    answers: tuple[str, ...]
+
+    def answered_in(self, text: str) -> bool:
+        return any(answer in text for answer in self.answers)
+
+
+def lines_astray(answer: Answer) -> int:
+    """How many lines do not stand in the passage that they cite; of a contact, its value must."""
+    passages = {source.number: source.passage for source in answer.sources}
+    astray = 0
+    for name, lines in answer.sections.items():
+        for line in lines:
+            if name == "체크리스트" and line.endswith(":"):
+                continue
+            cited = _CITED.match(line)
+            if cited is None:
+                astray += 1
+            elif name == "연락처":
+                astray += not all(one.value in passages[int(cited[2])] for one in standardise(cited[1])[1])
+            else:
+                astray += cited[1] not in passages[int(cited[2])]
+    return astray
+
+
+def measure(library: Library, questions: list[Question]) -> dict[str, Any]:
+    counts = dict.fromkeys(
+        ("found", "right paragraph first", "in the summary", "in the whole answer", "lines astray"), 0
+    )
+    first = {"first sentences, right paragraph": 0, "first sentences, best passage": 0}
+    started = time.perf_counter()
+    for question in questions:
+        answer = ask_library(library, question.text)
+        counts["found"] += answer.found
+        counts["right paragraph first"] += bool(answer.sources) and answer.sources[0].passage == question.paragraph
+        counts["in the summary"] += question.answered_in("\n".join(answer.sections["요약"]))
+        counts["in the whole answer"] += question.answered_in("\n".join(chain(*answer.sections.values())))
+        counts["lines astray"] += lines_astray(answer)
+    seconds = time.perf_counter() - started
+    for question in questions:
+        found = library.search(question.text, 1)
+        for name, text in zip(first, (question.paragraph, found[0].text if found else ""), strict=True):
+            first[name] += question.answered_in("\n".join(sentences(text)[:SUMMARY_SENTENCES]))
+    astray = counts.pop("lines astray")
+    figures = {name: round(number / len(questions), 4) for name, number in (counts | first).items()}
+    return figures | {"lines astray": astray, "questions": len(questions), "seconds": round(seconds, 1)}
+
+
+def fits(library: Library, questions: list[Question]) -> list[float]:
+    """How well the best passage fits each question."""
+    found = ((question.text, library.search(question.text, 1)) for question in questions)
+    return [library.fit(text, passages[0]) if passages else 0.0 for text, passages in found]
+
+
+def curve(answerable: list[float], unanswerable: list[float]) -> list[tuple[float, float, float]]:
+    """(threshold, share answered, share told that there is no answer) for thresholds from 0 to 1.5."""
+    return [
+        (
+            threshold / 100,
+            sum(fit >= threshold / 100 for fit in answerable) / len(answerable),
+            sum(fit < threshold / 100 for fit in unanswerable) / len(unanswerable),
+        )
+        for threshold in range(0, 151, 5)
+    ]
+
+
+def draw(points: list[tuple[float, float, float]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4.5))
+    axes.plot([answered for _, answered, _ in points], [told for _, _, told in points], marker="o", markersize=3)
+    for threshold, answered, told in points[::4]:
+        axes.annotate(f"{threshold:g}", (answered, told), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    chosen = min(points, key=lambda point: abs(point[0] - FITS))
+    axes.plot(chosen[1], chosen[2], marker="o", color="#d1495b")
+    axes.set(xlabel="answered, of questions that the text can answer", ylabel="told, of those that it cannot")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("others", type=Path)
+    parser.add_argument("--others", dest="number", type=int, default=3000, help="documents of OTHERS.txt")
+    parser.add_argument("--limit", type=int, default=None, help="questions, spread over the file; default: all")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "answers.json")
+    options = parser.parse_args()
+    documents, asked = articles(options.questions)
+    questions = [Question(*one) for one in asked]
+    if options.limit is not None:
+        questions = questions[:: max(1, len(questions) // options.limit)][: options.limit]
+    others = list(islice(blocks(options.others), options.number))
+    with tempfile.TemporaryDirectory() as folder:
+        build_library(Path(folder) / "all.sqlite", [*documents, *others])
+        with Library(Path(folder) / "all.sqlite") as library:
+            figures = measure(library, questions)
+        kept = [document for number, document in enumerate(documents) if number % KEPT_OUT != KEPT_OUT - 1]
+        there = {passage for document in kept for passage in document.passages}
+        build_library(Path(folder) / "kept.sqlite", [*kept, *others])
+        with Library(Path(folder) / "kept.sqlite") as library:
+            points = curve(
+                fits(library, [question for question in questions if question.paragraph in there]),
+                fits(library, [question for question in questions if question.paragraph not in there]),
+            )
+    draw(points, options.out.with_suffix(".png"))
+    figures["threshold, answered, told"] = [[round(value, 4) for value in point] for point in points]
+    options.out.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    json.dump(
+        {name: value for name, value in figures.items() if name != "threshold, answered, told"}, sys.stdout, indent=2
+    )
+    print()
+
+
+if __name__ == "__main__":
+    main()
