@@ -106,6 +106,15 @@ def test_no_file_name_has_two_meanings() -> None:
     assert sorted({name for name in names if names.count(name) > 1} - {"__init__.py"}) == []
 
 
+def test_only_the_entry_point_reads_the_command_line() -> None:
+    """Everything else is told what it needs, and settings travel as objects."""
+    names = [(path, node) for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    readers = {path.name for path, node in names if isinstance(node, ast.Attribute) and node.attr == "argv"}
+    assert readers == {"cli.py"}
+    callers = {path.name for path, node in names if isinstance(node, ast.Name) and node.id == "locals"}
+    assert callers == set()
+
+
 def test_core_imports_only_numpy() -> None:
     allowed = sys.stdlib_module_names | {"numpy", "twingpt"}
     for path in (PACKAGE / "core").glob("*.py"):

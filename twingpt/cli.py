@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs: `twingpt --help` loads no framework."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -97,8 +98,10 @@ def demo(
 
 def main() -> None:
     """Entry point: a user's mistake is one line and an exit code, never a traceback."""
+    arguments = sys.argv[1:]
     try:
-        app()
+        # A command that starts itself again finds them in its context.
+        app(arguments, obj=arguments)
     except TwinGPTError as error:
         fail(error)
     except StoppedError as stopped:

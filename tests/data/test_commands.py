@@ -1,5 +1,6 @@
 """The commands: what they print, what they exit with, what they load."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from twingpt.commands import data as cli_data
-from twingpt.core.errors import TwinGPTError
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.data.prepare.settings import PrepareSettings
 
 COMMANDS = ["clean", "tokenizer", "samples", "pack", "library", "inspect"]
 
@@ -74,6 +76,25 @@ def test_every_option_has_help(arguments: list[str]) -> None:
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     assert command.help and options
     assert all(option.help for option in options)
+
+
+def test_an_option_says_what_its_setting_says(tmp_path: Path) -> None:
+    """Default, help and bounds stand once, in PrepareSettings."""
+    command: Any = typer.main.get_command(_app())
+    options = {parameter.name: parameter for parameter in command.commands["prepare"].params}
+    for field in dataclasses.fields(PrepareSettings):
+        assert options[field.name].default == field.default, field.name
+        assert options[field.name].help.replace("\\[", "[") == field.metadata["help"]
+    assert list(options["summaries"].secondary_opts) == ["--no-summaries"]
+    assert not options["mask_prompt"].secondary_opts
+    raw = tmp_path / "raw.txt"
+    for option, value, give in (
+        ("--vocab-size", "5", "268 to 4,294,967,296"),
+        ("--max-samples", "0", "1 or more"),
+        ("--closed-share", "1.5", "0 to 1"),
+    ):
+        with pytest.raises(UsageError, match=f"{option} {value} cannot be meant: give {give}"):
+            _run("prepare", str(raw), "--out", str(tmp_path / "data"), option, value)
 
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:

@@ -1,9 +1,14 @@
 """Options that several commands have."""
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+
+from twingpt.core.setting import option_name
 
 Run = Annotated[
     Path, typer.Argument(help="A run's folder, RUN/best, or one checkpoint: RUN/checkpoints/step-...", metavar="RUN")
@@ -27,3 +32,46 @@ Device = Annotated[
     typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")]
+
+
+def with_settings(kind: type[Any], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a command with a parameter `settings`: it gets one of this dataclass, made from options.
+
+    names: of the fields that are options; all of them if none is named. Default, type and help are the field's.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        types = get_type_hints(kind)
+        options = [
+            _option(each, types[each.name]) for each in dataclasses.fields(kind) if each.name in names or not names
+        ]
+
+        def run(**given: Any) -> None:
+            chosen = {option.name: given.pop(option.name) for option in options}
+            command(settings=kind(**chosen), **given)
+
+        shown = []
+        for parameter in inspect.signature(command).parameters.values():
+            shown += options if parameter.name == "settings" else [parameter]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        # typer reads this instead of the parameters of `run`.
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown]
+        )
+        return run
+
+    return decorate
+
+
+def _option(setting: "dataclasses.Field[Any]", annotation: Any) -> inspect.Parameter:
+    about, name = setting.metadata, option_name(setting)
+    # A switch that is off needs no option to turn it off.
+    flags = f"{name}/--no-{name[2:]}" if setting.default is True else name
+    # What stands in brackets would be read as a style.
+    option = typer.Option(flags, help=about["help"].replace("[", "\\["), show_default=about["none"] or True)
+    return inspect.Parameter(
+        setting.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=setting.default,
+        annotation=Annotated[annotation, option],
+    )

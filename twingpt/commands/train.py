@@ -14,6 +14,7 @@ from twingpt.core.errors import RestartError
 
 
 def train(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the run.", metavar="RUN")],
     data: Annotated[
         Path | None,
@@ -131,8 +132,9 @@ def train(
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
     from rich.console import Console
 
+    arguments: list[str] = context.obj
     if hosts is not None:
-        launch_on(hosts, backend)
+        launch_on(hosts, backend, arguments)
         return
     from twingpt.core.world import launched_for
     from twingpt.training.trackers import check_trackers
@@ -146,7 +148,7 @@ def train(
     if supervise:
         from twingpt.training.restart import supervise as train_in_a_child
 
-        raise typer.Exit(train_in_a_child(sys.argv[1:], out, console))
+        raise typer.Exit(train_in_a_child(arguments, out, console))
     if mps_fallback:
         allow_mps_fallback()
 
@@ -196,7 +198,7 @@ def train(
             run_shown(session, out, stop_at, console, estimate_time=not as_json, trackers=log or ())
         except RestartError as error:
             console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
-            restart(out, error.micro_batch)
+            restart(arguments, out, error.micro_batch)
     if as_json and session.world.rank == 0:
         from twingpt.training.log import read_metrics
 
@@ -205,11 +207,11 @@ def train(
         leave_at_once(0)
 
 
-def launch_on(hosts: str, backend: str) -> None:
+def launch_on(hosts: str, backend: str, arguments: list[str]) -> None:
     """Start the ranks, which does not return, or print what to type on each host."""
     from twingpt.training.launch import launch_hosts, start, without_hosts
 
-    launch = launch_hosts([host.strip() for host in hosts.split(",")], backend, without_hosts(sys.argv[1:]))
+    launch = launch_hosts([host.strip() for host in hosts.split(",")], backend, without_hosts(arguments))
     lines = start(launch)
     typer.echo("torchrun starts only the ranks of its own machine. Type, in any order:")
     for line in lines:

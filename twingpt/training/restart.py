@@ -33,9 +33,12 @@ SUPERVISED = "TWINGPT_SUPERVISED"
 ASKED_FOR = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def restart(run_dir: Path, micro_batch: int) -> NoReturn:
-    """Replace this process by the same `twingpt train`, from the last checkpoint, or the start if there is none yet."""
-    arguments = restart_arguments(sys.argv[1:], micro_batch, resume=bool(CheckpointStore(run_dir).steps()))
+def restart(arguments: list[str], run_dir: Path, micro_batch: int) -> NoReturn:
+    """Replace this process by the same `twingpt train`, from the last checkpoint, or the start if there is none yet.
+
+    arguments: the command line after `twingpt`.
+    """
+    arguments = restart_arguments(arguments, micro_batch, resume=bool(CheckpointStore(run_dir).steps()))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, "-m", "twingpt", *arguments])

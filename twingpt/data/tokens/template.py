@@ -28,6 +28,8 @@ SPECIAL_TOKENS: tuple[str, ...] = (
     SUMMARY,
     END_SUMMARY,
 )
+MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+"""Every byte is a token, so that any text can be written."""
 
 Template = Literal["qa", "plain"]
 Kind = Literal["closed", "open", "summary"]

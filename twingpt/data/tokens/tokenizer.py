@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data.tokens.template import BOS, EOS, PAD, SPECIAL_TOKENS, Segment
+from twingpt.data.tokens.template import BOS, EOS, MIN_VOCAB_SIZE, PAD, SPECIAL_TOKENS, Segment
 
 Ids = npt.NDArray[np.uint32]
 TrainEngine = Literal["auto", "rustbpe", "tokenizers"]
 
-MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 # ByteLevel's own pattern (`use_regex`), spelt out for rustbpe, which takes it as an argument.
 BYTE_LEVEL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

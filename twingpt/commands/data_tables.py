@@ -1,0 +1,153 @@
+"""What `prepare` and `data inspect` show: bars while the stages run, tables of what they made."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twingpt.data.prepare.inspect import Inspection
+    from twingpt.data.prepare.pipeline import Prepared, Watcher
+
+
+def progress_bars() -> Any:
+    """A Watcher that draws on stderr, as a context manager."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from twingpt.data.prepare.pipeline import Watcher
+
+    class Bars(Watcher):
+        def __init__(self) -> None:
+            self._progress = Progress(
+                TextColumn("{task.description:<10}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=Console(file=sys.stderr),
+            )
+            self._task = self._progress.add_task("", visible=False)
+
+        def __enter__(self) -> "Watcher":
+            self._progress.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self._progress.__exit__(*error)
+
+        def start(self, stage: str, total: int) -> None:
+            self._task = self._progress.add_task(stage, total=total)
+
+        def advance(self, size: int) -> None:
+            self._progress.advance(self._task, size)
+
+        def finish(self, result: Any) -> None:
+            total = self._progress.tasks[self._task].total
+            note = " (kept)" if result.reused else ""
+            description = f"{self._progress.tasks[self._task].description}{note}"
+            self._progress.update(self._task, completed=total, description=description)
+
+    return Bars()
+
+
+def show_summary(prepared: "Prepared", out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    report = prepared.report
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _summary_rows(report):
+        table.add_row(Text(name, style="bold"), Text(value))
+    console.print(table)
+    changes: dict[str, Any] = report["clean"]["changes"] if "clean" in prepared.seconds else {}
+    if changes:
+        console.print(Text("\nWhat cleaning changed", style="bold"))
+    for kind, change in changes.items():
+        console.print(Text(f"  {change['count']:>9,}  {kind}"))
+        for before, after in change["examples"][:1]:
+            console.print(Text(f"             {_line(before)} -> {_line(after) or '(dropped)'}", style="dim"))
+    shown: list[Any] = []
+    if "pack" in prepared.seconds or "samples" in prepared.seconds:
+        shown = (report.get("samples") or report["pack"])["shown"]
+    for number, sample in enumerate(shown, 1):
+        console.print(Text(f"\nSample {number}", style="bold"))
+        console.print(Text(_sample_text(sample)))
+    seconds = ", ".join(
+        f"{name} {taken:.1f} s{' (kept)' if prepared.reused[name] else ''}" for name, taken in prepared.seconds.items()
+    )
+    console.print(Text(f"\n{out}: {seconds}"))
+
+
+def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    clean, library, tokenizer, samples, pack = (
+        report.get(name) for name in ("clean", "library", "tokenizer", "samples", "pack")
+    )
+    if clean:
+        rows.append(
+            ("documents", f"{clean['documents']:,} ({clean['cleaned_bytes']:,} bytes of {clean['raw_bytes']:,})")
+        )
+        rows.append(("duplicates", f"{clean['exact_duplicates']:,} exact, {clean['near_duplicates']:,} near, dropped"))
+        rows.append(("contacts", f"{clean['contacts']:,}"))
+    if library:
+        rows.append(("passages to find", f"{library['passages']:,}"))
+    if tokenizer:
+        rows.append(("vocabulary", f"{tokenizer['vocab_size']:,} tokens"))
+    if samples:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in samples["by_kind"].items())
+        rows.append(("samples", f"{samples['samples']:,} ({kinds}) from {samples['documents_used']:,} documents"))
+    if pack:
+        rows.append(("tokens", f"{pack['train_tokens']:,} to train on, {pack['val_tokens']:,} to validate"))
+        rows.append(("bytes a token", f"{pack['bytes_per_token']:.2f}"))
+        if pack["layout"] == "rows":
+            rows.append(("samples that fit", f"{pack['fitting']:.1%} (longest {pack['longest']:,} tokens)"))
+            rows.append(("padding", f"{pack['waste']:.1%} of the tokens"))
+        if pack["counted_share"] < 1:
+            rows.append(("counted", f"{pack['counted_share']:.1%} of the tokens"))
+    return rows
+
+
+def _line(text: str) -> str:
+    shown = text.replace("\n", "⏎")
+    return shown if len(shown) <= 60 else shown[:59] + "…"
+
+
+def _sample_text(sample: Any) -> str:
+    if isinstance(sample, str):
+        return sample
+    from twingpt.data.tokens.template import Sample, sample_segments
+
+    return "".join(segment.text for segment in sample_segments(Sample(**sample)))
+
+
+def show_inspection(inspection: "Inspection") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for number, sample in enumerate(inspection.samples, 1):
+        console.print(Text(f"Sample {number}", style="bold"))
+        console.print(Text(sample + "\n"))
+    splits = Table("part", "tokens", "of text", "special", "padding", "documents", "bytes a token")
+    for name, split in inspection.splits.items():
+        numbers = [split[key] for key in ("tokens", "text_tokens", "special_tokens", "padding", "documents")]
+        splits.add_row(name, *(f"{number:,}" for number in numbers), f"{split['bytes_per_token']:.2f}")
+    console.print(splits)
+    for title, tokens in (
+        ("longest tokens", inspection.longest_tokens),
+        ("most frequent tokens", inspection.most_frequent_tokens),
+    ):
+        table = Table("id", "text", "bytes", "in the data", title=title)
+        for token in tokens:
+            table.add_row(str(token["id"]), Text(repr(token["text"])), str(token["bytes"]), f"{token['count']:,}")
+        console.print(table)
+    console.print(
+        f"{inspection.vocab_size:,} tokens in the vocabulary, {inspection.unused_tokens:,} of them not in the data\n"
+        f"{inspection.everyday_syllables:,} of the {inspection.everyday_syllables_of:,} everyday Hangul syllables "
+        f"(KS X 1001) are one token\n"
+        f"{inspection.distinct_syllables_in_text:,} distinct syllables in the data; "
+        f"{inspection.share_of_syllables_whole:.1%} of all syllables lie whole in one token"
+    )
