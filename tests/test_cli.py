@@ -107,6 +107,22 @@ def test_eval_as_a_table(cli: Cli, trained: Path, plain_data: Path) -> None:
     assert "bits_per_byte" in out
 
 
+def test_a_resumed_run_is_not_given_other_settings_in_silence(
+    cli: Cli, trained: Path, plain_data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    resume = ["train", "--out", run, "--resume", "--backend", "mlx", "--device", "cpu"]
+    assert_one_line(cli(*resume, "--preset", "modern"), 2, "model.position", "--resume leave out --preset and --config")
+    assert_one_line(cli(*resume, "--config", tmp_path / "none.toml"), 1, "none.toml does not exist")
+    (tmp_path / "data.toml").write_text('data = "elsewhere"\n')
+    assert_one_line(cli(*resume, "--config", tmp_path / "data.toml"), 2, "data in", "--data")
+    # What the run was begun with says the same, as a restart after running out of memory does.
+    code, out, err = cli(*resume, "--preset", "tiny", "--block-size", "32", "--steps", "6", "--schedule", "cosine")
+    assert code == 0, err
+    assert "6 steps instead of 4: the learning rate goes on at" in out
+
+
 def test_eval_refuses_the_data_of_another_tokenizer(cli: Cli, trained: Path, plain_data: Path, tmp_path: Path) -> None:
     """Of the same size, so that nothing but its hash tells."""
     data = tmp_path / "data"

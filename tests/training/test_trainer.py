@@ -44,7 +44,7 @@ def session(
             data_dir=data,
             backend=backend,
             device="cpu",
-            preset="tiny",
+            preset=None if resume else "tiny",
             resume=resume,
             memory_limit=memory_limit,
             probe_memory=probe_memory,

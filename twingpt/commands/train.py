@@ -26,8 +26,9 @@ def train(
         typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
     ] = "auto",
     preset: Annotated[
-        str, typer.Option(help="Model and recipe: seed, seed-large, tiny, modern, llama, gpt2.")
-    ] = "seed",
+        str | None,
+        typer.Option(help="Model and recipe: seed, seed-large, tiny, modern, llama, gpt2.", show_default="seed"),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with \\[model] and \\[train] settings.", metavar="FILE")
     ] = None,

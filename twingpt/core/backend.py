@@ -39,8 +39,8 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """What an engine needs beyond the spec.
+class EngineSettings:
+    """What decides an engine's arithmetic beyond the spec: settings of a run, whichever device it is on.
 
     optimizer: "adamw" with decoupled weight decay, always bias-corrected (Loshchilov and Hutter, arXiv 1711.05101), for
         everything, or "muon" (core.muon) for the matrices of the blocks and AdamW for the rest.
@@ -53,7 +53,6 @@ class EngineConfig:
     seed: with (step, micro-batch) it keys dropout.
     """
 
-    device: DeviceChoice = "auto"
     precision: Precision = "float32"
     optimizer: OptimizerName = "adamw"
     muon_lr_scale: float = 1.0
@@ -72,6 +71,13 @@ class EngineConfig:
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig(EngineSettings):
+    """What an engine needs beyond the spec."""
+
+    device: DeviceChoice = "auto"
 
 
 @dataclass(slots=True)

@@ -8,12 +8,11 @@ from typing import Any, get_args
 
 import tomli_w
 
-from twingpt.core.backend import DeviceChoice, EngineConfig, Precision
+from twingpt.core.backend import DeviceChoice, EngineConfig, EngineSettings
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.core.params import OptimizerName
 from twingpt.core.presets import find_preset
 from twingpt.core.schedule import Schedule, ScheduleKind
-from twingpt.core.spec import GPTSpec, build, check_types
+from twingpt.core.spec import GPTSpec, build
 from twingpt.data.prepare.settings import Contacts
 from twingpt.weights.format import write_whole
 
@@ -21,12 +20,12 @@ CONFIG_FILE = "config.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(EngineSettings):
     """Defaults are the user's recipe: AdamW at a constant 3e-4.
 
     steps: updates in all; it defines the schedule.
     batch_size: sequences an update; micro_batch divides it (0: chosen so that it fits into memory).
-    schedule, decay_fraction: see core.schedule. optimizer, muon_lr_scale, muon_momentum: see core.backend.EngineConfig.
+    schedule, decay_fraction: see core.schedule. The engine's own settings: see core.backend.EngineSettings.
     eval_every, save_every: in steps, 0 = only at the end. log_every: steps between two lines of metrics.
     eval_windows: validation windows an evaluation looks at, spread evenly (0: all).
     keep_last: checkpoints kept besides the best one (0: all).
@@ -40,18 +39,6 @@ class TrainConfig:
     schedule: ScheduleKind = "constant"
     warmup_steps: int = 0
     decay_fraction: float = 0.2
-    optimizer: OptimizerName = "adamw"
-    muon_lr_scale: float = 1.0
-    muon_momentum: float = 0.95
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    precision: Precision = "float32"
-    loss_chunk: int = 256
-    activation_checkpointing: bool = False
-    seed: int = 0
     eval_every: int = 500
     save_every: int = 500
     log_every: int = 10
@@ -60,7 +47,7 @@ class TrainConfig:
     sample_tokens: int = 120
 
     def __post_init__(self) -> None:
-        check_types(self, "train")
+        EngineSettings.__post_init__(self)
         for name in ("steps", "batch_size", "log_every", "loss_chunk"):
             if getattr(self, name) < 1:
                 raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 1")
@@ -89,7 +76,7 @@ class TrainConfig:
         )
 
     def engine(self, device: DeviceChoice) -> EngineConfig:
-        shared = {field.name for field in dataclasses.fields(EngineConfig)} - {"device"}
+        shared = [field.name for field in dataclasses.fields(EngineSettings)]
         return EngineConfig(device=device, **{name: getattr(self, name) for name in shared})
 
 
@@ -135,16 +122,32 @@ def make_config(
     *, preset: str, config_file: Path | None, model: dict[str, Any], train: dict[str, Any], data: str
 ) -> RunConfig:
     """Preset, then config file, then options: the later one wins. Raises UsageError on anything unknown."""
-    base = find_preset(preset)
-    from_file: dict[str, Any] = {}
-    if config_file is not None:
-        from_file = read_toml(config_file)
-        check_sections(from_file, config_file)
+    base_model, base_train = named_settings(preset, config_file)
     return RunConfig(
-        model=build(GPTSpec, {**base.model, **from_file.get("model", {}), **model}, "model"),
-        train=build(TrainConfig, {**base.train, **from_file.get("train", {}), **train}, "train"),
+        model=build(GPTSpec, {**base_model, **model}, "model"),
+        train=build(TrainConfig, {**base_train, **train}, "train"),
         data=data,
     )
+
+
+def named_settings(preset: str | None, config_file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings of the model, of the training) that a preset and a config file name, the file's before the preset's.
+
+    Raises UsageError for an unknown preset, and for a file that names DATA: that is what --data is for.
+    """
+    model: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    if preset is not None:
+        base = find_preset(preset)
+        model, train = {**base.model}, {**base.train}
+    if config_file is not None:
+        content = read_toml(config_file)
+        check_sections(content, config_file)
+        if content.get("data"):
+            raise UsageError(f"data in {config_file} is not used: name the folder with --data, and take that line out")
+        model |= content.get("model", {})
+        train |= content.get("train", {})
+    return model, train
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.model import Model
 from twingpt.generation.writing import load_tokenizer
-from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config
+from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config, named_settings
 from twingpt.training.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.training.guards import check_disk
 from twingpt.training.lock import RunLock
@@ -33,6 +33,7 @@ from twingpt.training.restart import RunningMark
 from twingpt.training.trainer import Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
 
+DEFAULT_PRESET = "seed"
 PROBE_STEPS = 2
 """Steps of a trial: the first has all the memory of the others, unless a cache grows."""
 
@@ -45,7 +46,8 @@ class TrainRequest:
     data_dir: Path | None
     backend: str
     device: DeviceChoice = "auto"
-    preset: str = "seed"
+    preset: str | None = None
+    """None: DEFAULT_PRESET for a new run."""
     config_file: Path | None = None
     resume: bool = False
     memory_limit: float | None = None
@@ -74,9 +76,36 @@ class Session:
     world: World
 
 
-def open_session(request: TrainRequest) -> Session:
-    """Check everything, then create or open the run, with the other ranks if a launcher started this as one of several.
+@dataclass(frozen=True)
+class Resolved:
+    """What a request means, with nothing checked against the machine yet.
 
+    checkpoint: where the run goes on; None for its start. fingerprint: what makes it this run and no other.
+    """
+
+    config: RunConfig
+    data_dir: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint | None
+    fingerprint: dict[str, str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found fit to begin: the data, and how many sequences fit into memory at a time."""
+
+    train: Batches
+    val: Batches
+    memory: MemoryPlan
+    notes: list[str]
+
+
+def open_session(request: TrainRequest) -> Session:
+    """Resolve the request, check everything, then create or open the run: three steps, of which only the last writes.
+
+    Where a launcher started this process as one of several ranks, it joins the others first.
     Raises TwinGPTError or UsageError, with nothing written, if the request cannot be carried out.
     """
     check_launcher(request.backend)
@@ -84,49 +113,78 @@ def open_session(request: TrainRequest) -> Session:
     beat = watchdog.beat if watchdog else lambda: None
     world = join_world(request.backend, request.rank_timeout) if watchdog else Alone()
     beat()
+    resolved = resolve(request)
+    checked = check(request, resolved, world, beat)
+    return open_run(request, resolved, checked, world, beat)
+
+
+def resolve(request: TrainRequest) -> Resolved:
+    """Preset, config file, options, the run's own folder and DATA, brought together; files are read, none is written.
+
+    Raises UsageError for settings that cannot be meant, TwinGPTError for a run or DATA that cannot be used.
+    """
     checkpoint, notes = _find_checkpoint(request)
     data_dir = _data_dir(request)
     manifest = Manifest.load(data_dir)
     tokenizer = load_tokenizer(data_dir)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise TwinGPTError(f"{data_dir / TOKENIZER_FILE} is not what {data_dir} was packed with: run prepare again")
-    config = _config(request, manifest, data_dir)
+    config, more = _config(request, manifest, data_dir, checkpoint)
     fingerprint = {
         "data": hashlib.sha256(f"{manifest.train.sha256} {manifest.val.sha256}".encode()).hexdigest(),
         "tokenizer": manifest.tokenizer_sha256,
         # It decides the data order and dropout: another one would be another run.
         "seed": str(config.train.seed),
     }
-    if checkpoint is not None:
-        check_resumable(config, fingerprint, checkpoint)
-    train = Batches(data_dir, manifest, "train", config.model.block_size, config.train.seed)
-    val = Batches(data_dir, manifest, "val", config.model.block_size)
-    engine_config = config.train.engine(request.device)
-    startup_check(request.backend, config.model, engine_config)
+    return Resolved(config, data_dir, manifest, tokenizer, checkpoint, fingerprint, notes + more)
+
+
+def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callable[[], None]) -> Checked:
+    """Whether the checkpoint belongs to the run, the data to the model, the chip computes right, and memory is enough.
+
+    Nothing is written. Raises TwinGPTError or UsageError for the first of these that does not hold.
+    """
+    config = resolved.config
+    if resolved.checkpoint is not None:
+        check_resumable(config, resolved.fingerprint, resolved.checkpoint)
+    train = Batches(resolved.data_dir, resolved.manifest, "train", config.model.block_size, config.train.seed)
+    val = Batches(resolved.data_dir, resolved.manifest, "val", config.model.block_size)
+    startup_check(request.backend, config.model, config.train.engine(request.device))
     beat()
     memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world), beat)
-    notes += halved
-    backend = create_backend(request.backend, config.model, engine_config, world)
+    return Checked(train, val, memory, halved)
+
+
+def open_run(
+    request: TrainRequest, resolved: Resolved, checked: Checked, world: World, beat: Callable[[], None]
+) -> Session:
+    """Make the engine, agree with the other ranks, claim the folder, and make what trains.
+
+    Raises TwinGPTError if the ranks disagree, another process trains the run, or its folder cannot be written to.
+    """
+    config, checkpoint = resolved.config, resolved.checkpoint
+    backend = create_backend(request.backend, config.model, config.train.engine(request.device), world)
     together = {"--stop-at": str(request.stop_at), "--json": str(not request.estimate_time)}
-    check_agreement(world, config, fingerprint, checkpoint, together)
-    lock = _open_run(request.run_dir, data_dir, config, checkpoint) if world.rank == 0 else None
+    check_agreement(world, config, resolved.fingerprint, checkpoint, together)
+    first = world.rank == 0
+    lock = _open_folder(request.run_dir, resolved.data_dir, config, checkpoint) if first else None
     trainer = Trainer(
         request.run_dir,
-        dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=memory.micro_batch)),
+        dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=checked.memory.micro_batch)),
         backend,
-        train,
-        val,
-        token_bytes=tokenizer.token_bytes(),
-        fingerprint=fingerprint,
-        write_sample=_sample_writer(data_dir, manifest, tokenizer, backend, config.train) if world.rank == 0 else None,
+        checked.train,
+        checked.val,
+        token_bytes=resolved.tokenizer.token_bytes(),
+        fingerprint=resolved.fingerprint,
+        write_sample=_sample_writer(resolved, backend) if first else None,
         resume_from=checkpoint,
         world=world,
         beat=beat,
     )
-    return Session(trainer, backend, config, memory, notes, lock, world)
+    return Session(trainer, backend, config, checked.memory, resolved.notes + checked.notes, lock, world)
 
 
-def _open_run(run_dir: Path, data_dir: Path, config: RunConfig, checkpoint: Checkpoint | None) -> RunLock:
+def _open_folder(run_dir: Path, data_dir: Path, config: RunConfig, checkpoint: Checkpoint | None) -> RunLock:
     check_disk(CheckpointStore(run_dir), config.model, config.train)
     lock = _claim(run_dir, checkpoint)
     try:
@@ -227,12 +285,16 @@ def _data_dir(request: TrainRequest) -> Path:
     return Path(RunConfig.load(request.run_dir).data)
 
 
-def _config(request: TrainRequest, manifest: Manifest, data_dir: Path) -> RunConfig:
-    data = str(data_dir.resolve())
+def _config(
+    request: TrainRequest, manifest: Manifest, data_dir: Path, checkpoint: Checkpoint | None
+) -> tuple[RunConfig, list[str]]:
+    """(the settings of the run, what should be known of them)."""
+    data, notes = str(data_dir.resolve()), list[str]()
     if not request.resume:
         model = {"vocab_size": manifest.vocab_size, **request.model}
+        preset = request.preset or DEFAULT_PRESET
         config = make_config(
-            preset=request.preset, config_file=request.config_file, model=model, train=request.train, data=data
+            preset=preset, config_file=request.config_file, model=model, train=request.train, data=data
         )
     else:
         stored = RunConfig.load(request.run_dir)
@@ -241,22 +303,48 @@ def _config(request: TrainRequest, manifest: Manifest, data_dir: Path) -> RunCon
             train=dataclasses.replace(stored.train, **request.train),
             data=data,
         )
+        _check_named(request, config)
+        notes = _schedule_notes(stored.train, config.train, checkpoint)
     config = dataclasses.replace(config, contacts=contacts_of(data_dir))
     if config.model.vocab_size != manifest.vocab_size:
         raise UsageError(
             f"model.vocab_size = {config.model.vocab_size}, but the tokenizer in {data_dir} has {manifest.vocab_size}"
         )
-    return config
+    return config, notes
 
 
-def _sample_writer(
-    data_dir: Path, manifest: Manifest, tokenizer: Tokenizer, backend: Backend, config: TrainConfig
-) -> Callable[[int], str] | None:
+def _check_named(request: TrainRequest, config: RunConfig) -> None:
+    """A run goes on as it is: a preset or a config file that says otherwise is refused, by the setting's name."""
+    model, train = named_settings(request.preset, request.config_file)
+    for section, named, settings in (("model", model, config.model), ("train", train, config.train)):
+        for name, value in named.items():
+            own = getattr(settings, name, None)
+            if own != value and name not in getattr(request, section):
+                raise UsageError(
+                    f"{section}.{name} = {value!r}, but {request.run_dir} has {own!r}: with --resume leave out "
+                    "--preset and --config, or give the one setting that is to change as an option"
+                )
+
+
+def _schedule_notes(stored: TrainConfig, config: TrainConfig, checkpoint: Checkpoint | None) -> list[str]:
+    """What more steps do to the learning rate of a run that goes on: its schedule is drawn anew over all of them."""
+    if checkpoint is None or config.steps == stored.steps:
+        return []
+    step = checkpoint.progress.step
+    before, after = (each.lr_schedule().learning_rate(step) for each in (stored, config))
+    rate = f"the learning rate goes on at {after:.3g}"
+    if not math.isclose(before, after):
+        rate += f" instead of {before:.3g}, as its schedule is drawn anew over all steps"
+    return [f"{config.steps:,} steps instead of {stored.steps:,}: {rate}"]
+
+
+def _sample_writer(resolved: Resolved, backend: Backend) -> Callable[[int], str] | None:
     """Answers the first validation question, or writes on from [BOS] where the text has no questions."""
+    config = resolved.config.train
     if config.sample_tokens == 0:
         return None
-    question = _validation_question(data_dir) if manifest.template == "qa" else None
-    model, sampling = Model(backend, tokenizer), Sampling(seed=config.seed)
+    question = _validation_question(resolved.data_dir) if resolved.manifest.template == "qa" else None
+    model, sampling = Model(backend, resolved.tokenizer), Sampling(seed=config.seed)
 
     def write(tokens: int) -> str:
         if question is None:

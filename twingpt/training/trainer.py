@@ -14,7 +14,7 @@ from twingpt.core.backend import Backend
 from twingpt.core.errors import OutOfMemoryError, RestartError, TwinGPTError
 from twingpt.core.state import initial_state, state_bytes
 from twingpt.core.world import Alone, World
-from twingpt.data.tokens.batches import Batches
+from twingpt.data.tokens.batches import BatchSource
 from twingpt.training.config import RunConfig
 from twingpt.training.estimate import (
     LESS_MEMORY,
@@ -59,8 +59,8 @@ class Trainer:
         run_dir: Path,
         config: RunConfig,
         backend: Backend,
-        train: Batches,
-        val: Batches,
+        train: BatchSource,
+        val: BatchSource,
         *,
         token_bytes: NDArray[np.int32],
         fingerprint: dict[str, str],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.world import Alone, World, totals
-from twingpt.data.tokens.batches import Batches
+from twingpt.data.tokens.batches import BatchSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Evaluation:
 
 def evaluate(
     backend: Backend,
-    batches: Batches,
+    batches: BatchSource,
     token_bytes: NDArray[np.int32],
     batch_size: int,
     limit: int = 0,

@@ -1,7 +1,7 @@
 """Batches from the packed files: which window comes when is a pure function of (seed, position)."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,23 @@ from twingpt.data.tokens.manifest import Manifest
 NOT_COUNTED = -1
 
 Batch = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+class BatchSource(Protocol):
+    """Where a trainer's windows come from: packed files (`Batches`), or anything of the same form.
+
+    Each batch is (inputs, targets), int32 [count, T]; a target of -1 is not counted. The windows of the validation
+    split have numbers from 0 on.
+    """
+
+    def batch(self, position: int, count: int) -> Batch:
+        """The windows position .. position + count of the run, by the position alone: so runs can be resumed."""
+
+    def gather(self, windows: list[int]) -> Batch:
+        """The windows with these numbers."""
+
+    def spread(self, limit: int) -> list[int]:
+        """Up to `limit` numbers spread evenly over all windows; all of them for 0."""
 
 
 class Batches:
