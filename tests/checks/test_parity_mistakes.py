@@ -71,8 +71,8 @@ def _one_matrix_of_all_rows(muon: Any) -> Callable[..., Any]:
     def whole(param: Param) -> Param:
         return dataclasses.replace(param, parts=(param.shape[0],) if param.parts else ())
 
-    def mistaken(weights: Any, momentum: Any, grads: Any, lr: Any, table: Any, config: Any) -> Any:
-        return muon(weights, momentum, grads, lr, {name: whole(param) for name, param in table.items()}, config)
+    def mistaken(weights: Any, momentum: Any, grads: Any, lr: Any, table: Any, *rest: Any) -> Any:
+        return muon(weights, momentum, grads, lr, {name: whole(param) for name, param in table.items()}, *rest)
 
     return mistaken
 
@@ -86,10 +86,10 @@ def _uncorrected(moment: str) -> Callable[[Any], Callable[..., Any]]:
 
     def change(adamw: Any) -> Callable[..., Any]:
         def mistaken(*arguments: Any) -> Any:
-            *rest, config, spread = arguments
+            *rest, config, each = arguments
             values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
             values[moment] = Endless(values[moment])
-            return adamw(*rest, _Settings(values), spread)
+            return adamw(*rest, _Settings(values), each)
 
         return mistaken
 

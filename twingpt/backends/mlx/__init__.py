@@ -2,7 +2,7 @@
 
 import os
 
-from twingpt.backends.mlx import blas
+from twingpt.backends.mlx.linux_cpu import blas
 
 # On an M5 and on CUDA, MLX would compute float32 products in TF32 (mlx#3860): here float32 means float32.
 # MLX_ENABLE_TF32=1 in the environment trades the precision for speed.
