@@ -4,12 +4,13 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import tomli_w
 
-from twingpt.core.backend import DeviceChoice, EngineConfig, EngineSettings
+from twingpt.core.backend import DeviceChoice, EngineConfig, EngineSettings, Precision
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.params import OptimizerName
 from twingpt.core.presets import find_preset
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.spec import GPTSpec, build
@@ -78,6 +79,37 @@ class TrainConfig(EngineSettings):
     def engine(self, device: DeviceChoice) -> EngineConfig:
         shared = [field.name for field in dataclasses.fields(EngineSettings)]
         return EngineConfig(device=device, **{name: getattr(self, name) for name in shared})
+
+
+class TrainSettings(TypedDict, total=False):
+    """The fields of TrainConfig, any of which may be given by name: what a type checker and an editor know of them."""
+
+    precision: Precision
+    optimizer: OptimizerName
+    muon_lr_scale: float
+    muon_momentum: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_clip: float
+    loss_chunk: int
+    activation_checkpointing: bool
+    seed: int
+    steps: int
+    batch_size: int
+    micro_batch: int
+    learning_rate: float
+    min_learning_rate: float
+    schedule: ScheduleKind
+    warmup_steps: int
+    decay_fraction: float
+    eval_every: int
+    save_every: int
+    log_every: int
+    eval_windows: int
+    keep_last: int
+    sample_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
