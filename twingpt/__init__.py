@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from twingpt.core.backend import DeviceChoice
     from twingpt.data.tokens.arrays import Tokens
     from twingpt.generation.model import Model
-    from twingpt.training.config import TrainSettings
+    from twingpt.training.recipe import TrainSettings
     from twingpt.training.run import Data, TrainingRun
 
 __version__ = "0.1.0"

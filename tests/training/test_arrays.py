@@ -15,9 +15,10 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.tokens.arrays import ArrayBatches, TokenArrays
 from twingpt.data.tokens.batches import Batches
 from twingpt.data.tokens.manifest import Manifest
-from twingpt.training.config import RunConfig, TrainConfig, TrainSettings
+from twingpt.training.config import RunConfig
 from twingpt.training.lock import RunLock
 from twingpt.training.log import EvalReport, SaveReport, StepReport, read_metrics
+from twingpt.training.recipe import TrainConfig, TrainSettings
 from twingpt.training.run import Data, TrainingRun
 from twingpt.weights.checkpoint import load_checkpoint
 
