@@ -66,7 +66,8 @@ def _fits(library: Library) -> Iterator[tuple[int, float, float]]:
             continue
         found = library.search(question, 10)
         others = [one for one in found if one.document != passage.document]
-        yield (passage.document, *(library.fit(question, some[0]) if some else 0.0 for some in (found, others)))
+        there, missing = (library.fit(question, some[0]) if some else 0.0 for some in (found, others))
+        yield passage.document, there, missing
 
 
 def _question(library: Library, passage: Passage, number: int) -> str:

@@ -12,6 +12,7 @@ _DATE = re.compile(
 
 # In a file's name a date may stand without marks: guide_20240301.txt.
 _PACKED = re.compile(r"(?<!\d)((?:19|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])?(?!\d)")
+_YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)")
 
 
 def newest_date(text: str) -> str:
@@ -27,5 +28,5 @@ def date_of_name(file: str) -> str:
     """The latest date in the name of a file, in the form of `newest_date`; a year may stand alone there."""
     name = re.split(r"[/\\]", file)[-1].replace("_", " ")
     packed = ("-".join(part for part in match.groups() if part) for match in _PACKED.finditer(name))
-    years = re.findall(r"(?<!\d)(?:19|20)\d\d(?!\d)", name)
+    years = (match.group() for match in _YEAR.finditer(name))
     return max([newest_date(name), *packed, *years])
