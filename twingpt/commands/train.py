@@ -76,7 +76,7 @@ def train(
         float | None, typer.Option(help="Probability, in training.", show_default="the preset's")
     ] = None,
     block_size: Annotated[
-        int | None, typer.Option(help="Context in tokens; plain text only.", show_default="the preset's", min=1)
+        int | None, typer.Option(help="Context in tokens; plain text only.", show_default="DATA's", min=1)
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="Matrix products: float32 or bfloat16.", show_default="float32")

@@ -291,7 +291,10 @@ def _config(
     """(the settings of the run, what should be known of them)."""
     data, notes = str(data_dir.resolve()), list[str]()
     if not request.resume:
-        model = {"vocab_size": manifest.vocab_size, **request.model}
+        # What the text was prepared for holds whatever the preset, unless the config file or an option says otherwise.
+        named, _ = named_settings(None, request.config_file)
+        fits = {} if "block_size" in named else {"block_size": manifest.block_size}
+        model = {"vocab_size": manifest.vocab_size, **fits, **request.model}
         preset = request.preset or DEFAULT_PRESET
         config = make_config(
             preset=preset, config_file=request.config_file, model=model, train=request.train, data=data

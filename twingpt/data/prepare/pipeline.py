@@ -25,6 +25,7 @@ from twingpt.data.files import (
 )
 from twingpt.data.library.build import FORMAT_VERSION, build_library, read_documents
 from twingpt.data.library.calibrate import calibrate
+from twingpt.data.prepare.block_size import choose_block_size
 from twingpt.data.prepare.parallel import default_workers
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
 from twingpt.data.prepare.stages import Report, StageResult, Workspace, file_sha256
@@ -105,7 +106,7 @@ def prepare(
                 results[name] = makers[name]()
                 job.watcher.finish(results[name])
         report = _report(
-            job, inputs, settings, STAGES[: STAGES.index(max(results, key=STAGES.index, default="clean")) + 1]
+            job, inputs, job.settings, STAGES[: STAGES.index(max(results, key=STAGES.index, default="clean")) + 1]
         )
         if "pack" in results:
             job.workspace.write_text(REPORT_FILE, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
@@ -232,7 +233,7 @@ class Job:
         """Raises TwinGPTError if DATA lacks what samples are made with."""
         documents = Documents(self._out / CLEANED_FILE)
         tokenizer_file = self._out / TOKENIZER_FILE
-        Tokenizer.load(tokenizer_file)
+        self._choose_block_size(documents, Tokenizer.load(tokenizer_file))
         hashes = {"text": file_sha256(documents.path), "tokenizer": file_sha256(tokenizer_file)}
         size = int(documents.sizes().sum())
         self.watcher.start("samples", size)
@@ -251,6 +252,17 @@ class Job:
             needed=8 * size,
         )
 
+    def _choose_block_size(self, documents: Documents, tokenizer: Tokenizer) -> None:
+        if self.settings.block_size is None:
+            chosen = choose_block_size(documents, tokenizer)
+            self.settings = dataclasses.replace(self.settings, block_size=chosen)
+
+    @property
+    def block_size(self) -> int:
+        if self.settings.block_size is None:
+            raise RuntimeError("the block size is chosen before it is used")
+        return self.settings.block_size
+
     def validation(self, documents: Documents) -> npt.NDArray[np.bool_]:
         """bool [documents]: True for those that are held out."""
         found = (self.workspace.report("clean") or {}).get(TIED)
@@ -265,7 +277,7 @@ class Job:
             tied,
             fraction=self.settings.val_fraction,
             seed=self.settings.seed,
-            min_bytes=_VALIDATION_BYTES_A_TOKEN * self.settings.block_size,
+            min_bytes=_VALIDATION_BYTES_A_TOKEN * self.block_size,
         )
 
     # -- pack ----------------------------------------------------------------------------------------------------
@@ -278,6 +290,7 @@ class Job:
             raise TwinGPTError(f"{text} does not exist: make it with `twingpt data samples`")
         tokenizer = Tokenizer.load(tokenizer_file)
         documents = Documents(self._out / CLEANED_FILE)
+        self._choose_block_size(documents, tokenizer)
         fields: tuple[str, ...] = ("block_size", "template")
         fields += ("val_fraction", "seed") if plain else ("mask_prompt", "allow_long")
         text_sha256 = file_sha256(documents.path)
@@ -292,7 +305,7 @@ class Job:
                     validation,
                     tokenizer,
                     folder,
-                    block_size=self.settings.block_size,
+                    block_size=self.block_size,
                     text_sha256=text_sha256,
                     advance=self.watcher.advance,
                 )
@@ -301,7 +314,7 @@ class Job:
                     text,
                     tokenizer,
                     folder,
-                    block_size=self.settings.block_size,
+                    block_size=self.block_size,
                     mask_prompt=self.settings.mask_prompt,
                     allow_long=self.settings.allow_long,
                     text_sha256=text_sha256,
