@@ -22,9 +22,10 @@ from typing import Any
 from retrieval import articles, blocks
 
 from twingpt.answers.answer import Answer
-from twingpt.answers.ask import FITS, SUMMARY_SENTENCES, ask_library
+from twingpt.answers.ask import SUMMARY_SENTENCES, ask_library
 from twingpt.data.contacts import standardise
 from twingpt.data.library.build import build_library
+from twingpt.data.library.calibrate import calibrate
 from twingpt.data.library.search import Library, sentences
 
 KEPT_OUT = 3
@@ -102,7 +103,7 @@ def curve(answerable: list[float], unanswerable: list[float]) -> list[tuple[floa
     ]
 
 
-def draw(points: list[tuple[float, float, float]], path: Path) -> None:
+def draw(points: list[tuple[float, float, float]], least_fit: float, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -112,7 +113,7 @@ def draw(points: list[tuple[float, float, float]], path: Path) -> None:
     axes.plot([answered for _, answered, _ in points], [told for _, _, told in points], marker="o", markersize=3)
     for threshold, answered, told in points[::4]:
         axes.annotate(f"{threshold:g}", (answered, told), textcoords="offset points", xytext=(4, 4), fontsize=8)
-    chosen = min(points, key=lambda point: abs(point[0] - FITS))
+    chosen = min(points, key=lambda point: abs(point[0] - least_fit))
     axes.plot(chosen[1], chosen[2], marker="o", color="#d1495b")
     axes.set(xlabel="answered, of questions that the text can answer", ylabel="told, of those that it cannot")
     axes.grid(alpha=0.3)
@@ -135,17 +136,21 @@ def main() -> None:
     others = list(islice(blocks(options.others), options.number))
     with tempfile.TemporaryDirectory() as folder:
         build_library(Path(folder) / "all.sqlite", [*documents, *others])
+        calibrate(Path(folder) / "all.sqlite")
         with Library(Path(folder) / "all.sqlite") as library:
             figures = measure(library, questions)
         kept = [document for number, document in enumerate(documents) if number % KEPT_OUT != KEPT_OUT - 1]
         there = {passage for document in kept for passage in document.passages}
         build_library(Path(folder) / "kept.sqlite", [*kept, *others])
+        least_fit = calibrate(Path(folder) / "kept.sqlite")
         with Library(Path(folder) / "kept.sqlite") as library:
-            points = curve(
-                fits(library, [question for question in questions if question.paragraph in there]),
-                fits(library, [question for question in questions if question.paragraph not in there]),
-            )
-    draw(points, options.out.with_suffix(".png"))
+            answerable = fits(library, [question for question in questions if question.paragraph in there])
+            missing = fits(library, [question for question in questions if question.paragraph not in there])
+    points = curve(answerable, missing)
+    draw(points, least_fit, options.out.with_suffix(".png"))
+    figures["least fit"] = least_fit
+    figures["answered"] = round(sum(fit >= least_fit for fit in answerable) / len(answerable), 4)
+    figures["told"] = round(sum(fit < least_fit for fit in missing) / len(missing), 4)
     figures["threshold, answered, told"] = [[round(value, 4) for value in point] for point in points]
     options.out.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     json.dump(

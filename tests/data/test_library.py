@@ -16,7 +16,9 @@ from twingpt.data.library.build import (
     read_documents,
     split_passages,
 )
-from twingpt.data.library.search import Library, sentences
+from twingpt.data.library.calibrate import calibrate
+from twingpt.data.library.dates import date_of_name
+from twingpt.data.library.search import LEAST_FIT, Library, sentences
 from twingpt.data.library.terms import question_terms, terms
 from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
@@ -94,10 +96,10 @@ def test_paragraphs_stay_whole_up_to_a_length(tmp_path: Path) -> None:
     assert passages[:2] == lines[:2]
     assert "".join(passages).replace("\n", "").replace(" ", "") == "".join(lines).replace(" ", "")
     (tmp_path / "cleaned.txt").write_text("여권 분실\n신고합니다.\n전화합니다.\n\n제목 없이 끝나는 글입니다.\n")
-    read = list(read_documents(Documents(tmp_path / "cleaned.txt")))
+    read = list(read_documents(Documents(tmp_path / "cleaned.txt"), [("a.txt", 1), ("b.txt", 1)]))
     assert read == [
-        LibraryDocument("여권 분실", ("신고합니다.\n전화합니다.",)),
-        LibraryDocument("", ("제목 없이 끝나는 글입니다.",)),
+        LibraryDocument("여권 분실", ("신고합니다.\n전화합니다.",), "a.txt", 1),
+        LibraryDocument("", ("제목 없이 끝나는 글입니다.",), "b.txt", 1),
     ]
 
 
@@ -109,12 +111,44 @@ def test_prepare_makes_a_library_with_real_contacts(contacts: Literal["keep", "m
     )
     out, settings = tmp_path / "data", PrepareSettings(contacts=contacts, vocab_size=300)
     prepared = prepare([str(tmp_path / "raw.txt")], out, settings, stages=["clean", "library"])
-    assert prepared.report["library"] == {"documents": 1, "passages": 1}
+    assert prepared.report["library"] == {"documents": 1, "passages": 1, "least_fit": LEAST_FIT}
     masked = "[TEL_1]" in (out / "cleaned.txt").read_text(encoding="utf-8")
     assert masked == (contacts == "mask")
     with Library(out / "library.sqlite") as opened:
         assert "TEL: +63 2 8555 0100" in opened.search("가게 하나")[0].text
     assert prepare([], out, settings, stages=["library"]).reused == {"library": True}
+
+
+def test_a_passage_names_its_file_and_the_date_in_the_files_name(tmp_path: Path) -> None:
+    texts = {
+        "guide_20240315.txt": "대사관 안내\n대사관 전화: 02-8555-0100 입니다.\n\n약국\n약국은 아홉 시에 닫습니다.\n",
+        "옛 안내 2019.txt": "대사관 안내\n2018년 3월에 고친 글이며 대사관 전화: 02-8555-0199 입니다.\n",
+        "다시.txt": "약국\n약국은 아홉 시에 닫습니다.\n\n학교 안내\n학교는 유월에 방학합니다.\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    out, files = tmp_path / "data", [str(tmp_path / name) for name in texts]
+    prepare(files, out, PrepareSettings(), stages=["clean", "library"])
+    with Library(out / "library.sqlite") as opened:
+        assert opened.search("약국")[0].file == files[0]  # the second one is a duplicate
+        assert opened.search("학교 방학")[0].file == files[2]
+        dates = {contact.value: contact.date for contact in opened.contacts_named("대사관", "TEL")}
+    assert dates == {"+63 2 8555 0100": "2024-03-15", "+63 2 8555 0199": "2018-03"}
+
+
+@pytest.mark.parametrize(
+    ("name", "date"),
+    [
+        ("guide_20240315.txt", "2024-03-15"),
+        ("notes/2019/안내 2023-07.md", "2023-07"),
+        ("안내 2022년 5월.txt", "2022-05"),
+        ("2021.txt", "2021"),
+        ("tel-0285550100.txt", ""),
+        ("guide.txt", ""),
+    ],
+)
+def test_a_files_name_may_have_a_date(name: str, date: str) -> None:
+    assert date_of_name(name) == date
 
 
 def test_sentences_are_cut_at_closing_marks_and_line_ends() -> None:
@@ -147,3 +181,22 @@ def test_what_is_no_library_is_refused_in_one_line(library: Path, tmp_path: Path
     db.close()
     with pytest.raises(TwinGPTError, match="format version 99"):
         Library(library)
+
+
+def test_a_library_finds_out_how_well_a_passage_must_fit(tmp_path: Path) -> None:
+    """From questions made of its own text, the same each time."""
+    subjects = ["여권", "비자", "항공권", "보험증", "운전면허", "체류 카드", "졸업 증명서", "통장", "진단서", "계약서"]
+    unlike = [
+        LibraryDocument(name, (f"{name} 문제는 담당 창구 {i}번에서 서류 {i + 3}장을 내고 {i + 20}일 안에 해결합니다.",))
+        for i, name in enumerate(subjects)
+    ]
+    build_library(tmp_path / "a.sqlite", unlike)
+    threshold = calibrate(tmp_path / "a.sqlite")
+    build_library(tmp_path / "b.sqlite", unlike)
+    assert calibrate(tmp_path / "b.sqlite") == threshold
+    assert (tmp_path / "b.sqlite").read_bytes() == (tmp_path / "a.sqlite").read_bytes()
+    with Library(tmp_path / "a.sqlite") as opened:
+        assert opened.least_fit == threshold != LEAST_FIT
+        assert opened.fit("여권 창구", opened.search("여권 창구")[0]) > threshold
+    build_library(tmp_path / "one.sqlite", DOCUMENTS[:1])
+    assert calibrate(tmp_path / "one.sqlite") == LEAST_FIT

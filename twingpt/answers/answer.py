@@ -12,11 +12,13 @@ ABSENT = "- (글에 없음)"
 class Source:
     """A passage that the answer cites.
 
-    number: as the lines cite it, from 1 in the order of rank. passage: its whole text. score: larger fits better.
+    number: as the lines cite it, from 1 in the order of rank. file: as it was named to `prepare`, "" if unknown.
+    passage: its whole text. score: larger fits better.
     """
 
     number: int
     title: str
+    file: str
     passage: str
     score: float
 
@@ -42,11 +44,16 @@ class Answer:
             near = ["", "비슷한 제목:", *(f"- {title}" for title in self.suggestions)] if self.suggestions else []
             return "\n".join([NOT_FOUND, *near])
         parts = ["\n".join([name, *(lines or [ABSENT])]) for name, lines in self.sections.items()]
-        named = [f"[{source.number}] {source.title or _first_words(source.passage)}" for source in self.sources]
+        named = [_named(source) for source in self.sources]
         return "\n\n".join([*parts, "\n".join(["출처", *named])])
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "text": self.text}
+
+
+def _named(source: Source) -> str:
+    named = f"[{source.number}] {source.title or _first_words(source.passage)}"
+    return f"{named} ({source.file})" if source.file else named
 
 
 def _first_words(text: str, length: int = 40) -> str:

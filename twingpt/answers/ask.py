@@ -22,19 +22,17 @@ SUMMARY_SENTENCES = 3
 GROUP_SENTENCES = 4
 DETAIL_SENTENCES = 6
 SUGGESTIONS = 3
-FITS = 0.55
-"""Least fit of the best passage. With it 0.99 of KorQuAD's questions are answered, and 0.91 of those about an article
-that is not in the library are told so; of the example text's 0.95 and 0.90 (benchmarks/LOG.md)."""
 
 _GROUP_NAMES: dict[Group, str] = {"todo": "해야 할 일", "bring": "준비물", "caution": "주의사항"}
 
 
-def ask_library(library: Library, question: str, *, least_fit: float = FITS) -> Answer:
+def ask_library(library: Library, question: str, *, least_fit: float | None = None) -> Answer:
     """Answer a question from a library, by retrieval alone: no model is asked.
 
     Every line is a sentence of a passage found, as it stands there. The summary has the sentences that fit the question
     best, the checklist what the best passage tells to do, to bring and to avoid, the detailed explanation what else it
-    says. Contacts are those that stand in the passages cited. least_fit: below it nothing counts as found.
+    says. Contacts are those that stand in the passages cited. least_fit: below it nothing counts as found; by
+    default what the library found out about its own text.
 
     Raises UsageError if the question is empty.
     """
@@ -42,6 +40,7 @@ def ask_library(library: Library, question: str, *, least_fit: float = FITS) -> 
     if not question:
         raise UsageError("the question is empty: ask something")
     found = library.search(question, PASSAGES)
+    least_fit = library.least_fit if least_fit is None else least_fit
     if not found or library.fit(question, found[0]) < least_fit:
         titles = list(dict.fromkeys(passage.title for passage in found if passage.title))
         return Answer(question, found=False, suggestions=titles[:SUGGESTIONS])
@@ -50,7 +49,9 @@ def ask_library(library: Library, question: str, *, least_fit: float = FITS) -> 
     cited = sorted({0, *(sentence.passage for sentence in summary), *_same_document(found)})
     numbers = {passage: number for number, passage in enumerate(cited, 1)}
     units = list(read_units(found[0].text))
-    sources = [Source(numbers[i], found[i].title, found[i].text, round(found[i].score, 3)) for i in cited]
+    sources = [
+        Source(numbers[i], found[i].title, found[i].file, found[i].text, round(found[i].score, 3)) for i in cited
+    ]
     contacts = list(contact_section(library, [found[i] for i in cited], sources))
     sections = {
         "요약": [_line(sentence.text, numbers[sentence.passage]) for sentence in summary],
@@ -104,6 +105,10 @@ def read_units(passage: str) -> Iterator[Unit]:
             yield Unit(line.strip(), (), number, "heading")
         else:
             yield from (Unit(sentence, (), number, "sentence") for sentence in sentences(line))
+
+
+def _source(passage: Passage, number: int) -> Source:
+    return Source(number, passage.title, passage.file, passage.text, round(passage.score, 3))
 
 
 def _same_document(found: Sequence[Passage]) -> set[int]:

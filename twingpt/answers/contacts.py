@@ -66,7 +66,7 @@ def _source_number(library: Library, passage: int, sources: list[Source]) -> int
     for source in sources:
         if source.passage == found.text:
             return source.number
-    sources.append(Source(len(sources) + 1, found.title, found.text, 0.0))
+    sources.append(Source(len(sources) + 1, found.title, found.file, found.text, 0.0))
     return len(sources)
 
 

@@ -99,6 +99,7 @@ def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in samples["by_kind"].items())
         rows.append(("samples", f"{samples['samples']:,} ({kinds}) from {samples['documents_used']:,} documents"))
     if pack:
+        rows.append(("block size", f"{report['settings']['block_size']:,} tokens that the model sees at once"))
         rows.append(("tokens", f"{pack['train_tokens']:,} to train on, {pack['val_tokens']:,} to validate"))
         rows.append(("bytes a token", f"{pack['bytes_per_token']:.2f}"))
         if pack["layout"] == "rows":

@@ -90,7 +90,9 @@ def _option(setting: "dataclasses.Field[Any]", annotation: Any) -> inspect.Param
 
 
 def _option_or_none(setting: "dataclasses.Field[Any]", annotation: Any) -> inspect.Parameter:
-    if any(setting.name in {**preset.model, **preset.train} for preset in PRESETS.values()):
+    if setting.metadata["none"]:
+        default = setting.metadata["none"]
+    elif any(setting.name in {**preset.model, **preset.train} for preset in PRESETS.values()):
         default = "the preset's"
     else:
         default = "no" if setting.default is False else str(setting.default)

@@ -44,7 +44,7 @@ class GPTSpec:
     """
 
     vocab_size: int
-    block_size: int = setting(256, "Context in tokens; plain text only.", least=1)
+    block_size: int = setting(256, "Context in tokens; plain text only.", least=1, none="DATA's")
     n_layer: int = 6
     n_head: int = 6
     n_embd: int = 384

@@ -275,7 +275,7 @@ def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None)
     """(the settings of the run, what should be known of them)."""
     if not request.resume:
         preset = request.preset or DEFAULT_PRESET
-        named, _ = named_settings(preset, request.config_file)
+        named, _ = named_settings(None, request.config_file)
         own, notes = data.model_settings({**named, **request.model})
         model = {**own, **request.model}
         config = make_config(

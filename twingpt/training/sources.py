@@ -92,7 +92,9 @@ class DataFolder:
         return {"data": data, "tokenizer": self.manifest.tokenizer_sha256}
 
     def model_settings(self, named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        return {"vocab_size": self.manifest.vocab_size}, []
+        # The block size that the text was prepared for holds whatever the preset.
+        own = {"vocab_size": self.manifest.vocab_size, "block_size": self.manifest.block_size}
+        return {name: value for name, value in own.items() if name not in named or name == "vocab_size"}, []
 
     def check_model(self, spec: GPTSpec) -> None:
         size = self.manifest.vocab_size

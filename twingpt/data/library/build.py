@@ -2,20 +2,20 @@
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.contacts import Contact, standardise
 from twingpt.data.contacts.labels import KIND_LABEL, PLACEHOLDER
 from twingpt.data.library.contact_store import ContactStore, name_key
-from twingpt.data.library.dates import newest_date
+from twingpt.data.library.dates import date_of_name, newest_date
 from twingpt.data.library.terms import terms
 from twingpt.data.text.corpus import Documents
 from twingpt.data.text.documents import is_title
 from twingpt.data.text.korean import pre_split
 
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 TITLE_WEIGHT = 3
 """How often a title's terms count in each of its passages: the subject of a question often stands there alone."""
 PASSAGE_CHARS = 1000
@@ -25,7 +25,10 @@ PASSAGE_CHARS = 1000
 # (detail=none), a third of the size. FTS5's own bm25() needs them; the search counts in the few passages that matter.
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE document (id INTEGER PRIMARY KEY, title TEXT NOT NULL, date TEXT NOT NULL);
+CREATE TABLE document (
+    id INTEGER PRIMARY KEY, title TEXT NOT NULL, date TEXT NOT NULL, file TEXT NOT NULL,
+    place INTEGER NOT NULL  -- 1 for the first document of its file
+);
 CREATE TABLE passage (id INTEGER PRIMARY KEY, document INTEGER NOT NULL REFERENCES document, text TEXT NOT NULL);
 CREATE VIRTUAL TABLE passage_terms USING fts5(terms, content='', detail=none, tokenize='unicode61 remove_diacritics 0');
 CREATE TABLE contact (
@@ -38,26 +41,37 @@ CREATE INDEX contact_by_key ON contact (key, kind);
 
 @dataclass(frozen=True, slots=True)
 class LibraryDocument:
-    """title: "" where the document has none. passages: its text in order, without the title."""
+    """title: "" where the document has none. passages: its text in order, without the title.
+
+    file: the one that it came from, "" where that is not known. place: its number among the documents of its file.
+    """
 
     title: str
     passages: tuple[str, ...]
+    file: str = ""
+    place: int = 0
 
 
 def read_documents(
-    documents: Documents, contacts: Path | None = None, advance: Callable[[int], None] = lambda size: None
+    documents: Documents,
+    files: Iterable[tuple[str, int]] = (),
+    contacts: Path | None = None,
+    advance: Callable[[int], None] = lambda size: None,
 ) -> Iterator[LibraryDocument]:
     """The documents of cleaned.txt.
 
+    files: (a file's name, how many of the documents came from it) in their order; empty where that is not known.
     contacts: the store of the same text. Where the text was masked for training, its contacts are put back: nobody is
     helped by a placeholder. advance gets the bytes of each document.
     """
     store = ContactStore.open(contacts) if contacts is not None and contacts.is_file() else None
+    places = ((name, place) for name, count in files for place in range(1, count + 1))
     for text, size in zip(documents, documents.sizes(), strict=True):
         lines = text.split("\n")
         if store is not None and PLACEHOLDER.search(text):
             lines = _unmasked(lines, store)
-        yield split_document(lines)
+        file, place = next(places, ("", 0))
+        yield replace(split_document(lines), file=file, place=place)
         advance(int(size))
     if store is not None:
         store.close()
@@ -136,8 +150,9 @@ def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> tup
     """(how many passages, how many terms in all of them)."""
     count = total = 0
     for number, document in enumerate(documents):
-        date = newest_date("\n".join([document.title, *document.passages]))
-        db.execute("INSERT INTO document VALUES (?, ?, ?)", (number, document.title, date))
+        date = newest_date("\n".join([document.title, *document.passages])) or date_of_name(document.file)
+        row = (number, document.title, date, document.file, document.place)
+        db.execute("INSERT INTO document VALUES (?, ?, ?, ?, ?)", row)
         for text in document.passages:
             found = indexed_terms(document.title, text)
             db.execute("INSERT INTO passage VALUES (?, ?, ?)", (count, number, text))

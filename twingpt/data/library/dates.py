@@ -1,4 +1,4 @@
-"""When a document was written, as far as its own text says."""
+"""When a document was written, as far as its own text, or the name of its file, says."""
 
 import re
 
@@ -10,6 +10,11 @@ _DATE = re.compile(
 )
 
 
+# In a file's name a date may stand without marks: guide_20240301.txt.
+_PACKED = re.compile(r"(?<!\d)((?:19|20)\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])?(?!\d)")
+_YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)")
+
+
 def newest_date(text: str) -> str:
     """The latest date that a text names, as YYYY-MM-DD, YYYY-MM or YYYY; "" where it names none.
 
@@ -17,3 +22,11 @@ def newest_date(text: str) -> str:
     """
     dates = ("-".join(part.zfill(2) for part in match.groups() if part) for match in _DATE.finditer(text))
     return max(dates, default="")
+
+
+def date_of_name(file: str) -> str:
+    """The latest date in the name of a file, in the form of `newest_date`; a year may stand alone there."""
+    name = re.split(r"[/\\]", file)[-1].replace("_", " ")
+    packed = ("-".join(part for part in match.groups() if part) for match in _PACKED.finditer(name))
+    years = (match.group() for match in _YEAR.finditer(name))
+    return max([newest_date(name), *packed, *years])

@@ -29,6 +29,8 @@ CANDIDATES = 15
 """Passages whose terms are counted, at the least: those with the most of the question in them."""
 NEAR = 0.5
 """A passage counts beside the best one if its score is at least this part of the best score."""
+LEAST_FIT = 0.55
+"""Least fit of the best passage where the library does not have its own (see calibrate.py)."""
 AS_IF_IN = 2
 """Passages that a term of a question counts as being in, at the least, when it is asked how well a passage fits: in a
 small text an ending that it does not have would otherwise outweigh the words that it has."""
@@ -40,13 +42,17 @@ _SENTENCE = re.compile(r"[^\n]+?(?:[.!?…][\"'”’)\]]*(?=\s|$)|$)", re.M)
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage that was found. number: in the library. score: BM25, larger fits better."""
+    """A passage that was found.
+
+    number: in the library. score: BM25, larger fits better. file: the one that its document came from, "" if unknown.
+    """
 
     number: int
     document: int
     title: str
     text: str
     score: float
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ class Library:
             if facts.get("format_version") != FORMAT_VERSION:
                 raise TwinGPTError(f"{path} has format version {facts.get('format_version')}: {REMEDY}")
             self.passages = int(facts["passages"])
-            self._mean_length = int(facts["terms"]) / self.passages
+            self._mean_length = max(1.0, int(facts["terms"]) / self.passages)
+            self.least_fit = float(facts.get("least_fit", LEAST_FIT))
             self._db.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab('main', 'passage_terms', 'row')")
         except (sqlite3.Error, KeyError, ValueError, ZeroDivisionError) as error:
             self.close()
@@ -126,11 +133,13 @@ class Library:
         return heapq.nsmallest(number, sums, key=lambda passage: (-sums[passage], passage))
 
     def _scored(self, number: int, weights: dict[str, float]) -> Passage:
-        document, title, text = self._db.execute(
-            "SELECT document.id, title, text FROM passage JOIN document ON document.id = document WHERE passage.id = ?",
+        document, title, text, file = self._db.execute(
+            "SELECT document.id, title, text, file FROM passage JOIN document ON document.id = document"
+            " WHERE passage.id = ?",
             (number,),
         ).fetchone()
-        return Passage(number, document, title, text, bm25(indexed_terms(title, text), weights, self._mean_length))
+        score = bm25(indexed_terms(title, text), weights, self._mean_length)
+        return Passage(number, document, title, text, score, file)
 
     def titles(self, number: int) -> list[str]:
         """Titles of as many documents, spread over the text."""

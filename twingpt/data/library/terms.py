@@ -30,7 +30,7 @@ _ASKING = re.compile(
     r"|(?:하|되|있|없|이|인|해야|나|가)?"
     r"(?:나요|까요|는가|는지|은가|은가요|인가|인가요|을까|을까요|습니까|입니까|합니까|됩니까)"
     r"|(?:전화 ?번호|연락처|홈페이지)(?:를|을|가|는|은|도|와|좀)?"
-    r"|하면|되는|돼|돼요|되나|되나요|해야|해요|해|할|하는|한|일|것|거|게|수|때|좀|꼭|대해|대한|대해서|관해|관한|관련"
+    r"|하면|되는|되|될|된|돼|돼요|되나|되나요|해야|해요|해|할|하는|한|일|것|거|게|수|때|좀|꼭|대해|대한|대해서|관해|관한|관련"
 )
 
 # What follows the two syllables or more that carry a word's sense: particles, and endings of verbs. The pair that they
@@ -43,8 +43,19 @@ _ENDING = re.compile(
 )
 
 
+# What a question's last word ends in, after one syllable or more: 몇 월이에요, 써도 되는지요, 먹여도 될까요.
+_QUESTION_ENDING = re.compile(
+    r"(?<=[가-힣])(?:이에요|예요|이야|이죠|이지|인지|인가요?|입니까|일까요?|까요?|나요|는지요?|은지요?|지요|죠|니까|던가요?)$"
+)
+
+
 def question_terms(question: str) -> list[str]:
     """The terms of a question without endings and the words that only ask; all of them if nothing else is left."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", question))
-    kept = " ".join(_ENDING.sub("", word) for word in words if not _ASKING.fullmatch(word))
+    stems = (_stem(word) for word in words if not _ASKING.fullmatch(word))
+    kept = " ".join(stem for stem in stems if not _ASKING.fullmatch(stem))
     return terms(kept) or terms(question)
+
+
+def _stem(word: str) -> str:
+    return _ENDING.sub("", _QUESTION_ENDING.sub("", word))

@@ -24,10 +24,12 @@ from twingpt.data.files import (
     TOKENIZER_FILE,
 )
 from twingpt.data.library.build import FORMAT_VERSION, build_library, read_documents
+from twingpt.data.library.calibrate import calibrate
+from twingpt.data.prepare.block_size import choose_block_size
 from twingpt.data.prepare.parallel import default_workers
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
 from twingpt.data.prepare.stages import Report, StageResult, Workspace, file_sha256
-from twingpt.data.prepare.write_cleaned import TIED, write_cleaned, write_spool
+from twingpt.data.prepare.write_cleaned import FROM_FILES, TIED, write_cleaned, write_spool
 from twingpt.data.prepare.write_samples import SHOWN_SAMPLES, sample_settings, write_samples
 from twingpt.data.text import dedup, reading
 from twingpt.data.text.corpus import Documents, seeded_order
@@ -39,7 +41,7 @@ StageName = Literal["clean", "library", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "library", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-VERSIONS: dict[StageName, int] = {"clean": 2, "library": 1, "tokenizer": 1, "samples": 2, "pack": 1}
+VERSIONS: dict[StageName, int] = {"clean": 3, "library": 1, "tokenizer": 1, "samples": 2, "pack": 1}
 # What decides the bytes of a stage, by name in PrepareSettings.
 _FIELDS: dict[StageName, tuple[str, ...]] = {
     "clean": ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
@@ -104,7 +106,7 @@ def prepare(
                 results[name] = makers[name]()
                 job.watcher.finish(results[name])
         report = _report(
-            job, inputs, settings, STAGES[: STAGES.index(max(results, key=STAGES.index, default="clean")) + 1]
+            job, inputs, job.settings, STAGES[: STAGES.index(max(results, key=STAGES.index, default="clean")) + 1]
         )
         if "pack" in results:
             job.workspace.write_text(REPORT_FILE, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
@@ -121,7 +123,7 @@ def _report(
     """Nothing in it depends on the machine or the clock."""
     found = {name: job.workspace.report(name) for name in stages_up_to_now}
     stages: Report = {
-        name: {key: value for key, value in report.items() if key != TIED}
+        name: {key: value for key, value in report.items() if key not in (TIED, FROM_FILES)}
         for name, report in found.items()
         if report is not None
     }
@@ -161,7 +163,7 @@ class Job:
                     changes = write_spool(
                         sources, size, Path(chunks), self.settings, workers=self.workers, advance=self.watcher.advance
                     )
-                    names = [file.name for file in files]
+                    names = ["-" if file.name == str(_stdin_file(self._out)) else file.name for file in files]
                     return write_cleaned(Path(chunks), folder, self.settings, changes, names, size)
 
             self.watcher.start("clean", size)
@@ -175,13 +177,17 @@ class Job:
         size = int(documents.sizes().sum())
         self.watcher.start("library", size)
 
-        def make(folder: Path) -> Report:
-            read = read_documents(documents, self._out / CONTACTS_FILE, self.watcher.advance)
-            return {"documents": len(documents), "passages": build_library(folder / LIBRARY_FILE, read)}
+        # DATA of a version that did not record the files has a library that names none.
+        files = (self.workspace.report("clean") or {}).get(FROM_FILES, [])
 
-        return self.workspace.run(
-            "library", self.key("library", (), text=file_sha256(cleaned), format=FORMAT_VERSION), make, needed=3 * size
-        )
+        def make(folder: Path) -> Report:
+            read = read_documents(documents, files, self._out / CONTACTS_FILE, self.watcher.advance)
+            passages = build_library(folder / LIBRARY_FILE, read)
+            least_fit = calibrate(folder / LIBRARY_FILE)
+            return {"documents": len(documents), "passages": passages, "least_fit": least_fit}
+
+        key = self.key("library", (), text=file_sha256(cleaned), files=files, format=FORMAT_VERSION)
+        return self.workspace.run("library", key, make, needed=3 * size)
 
     # -- tokenizer -----------------------------------------------------------------------------------------------
 
@@ -227,7 +233,7 @@ class Job:
         """Raises TwinGPTError if DATA lacks what samples are made with."""
         documents = Documents(self._out / CLEANED_FILE)
         tokenizer_file = self._out / TOKENIZER_FILE
-        Tokenizer.load(tokenizer_file)
+        self._choose_block_size(documents, Tokenizer.load(tokenizer_file))
         hashes = {"text": file_sha256(documents.path), "tokenizer": file_sha256(tokenizer_file)}
         size = int(documents.sizes().sum())
         self.watcher.start("samples", size)
@@ -246,6 +252,17 @@ class Job:
             needed=8 * size,
         )
 
+    def _choose_block_size(self, documents: Documents, tokenizer: Tokenizer) -> None:
+        if self.settings.block_size is None:
+            chosen = choose_block_size(documents, tokenizer)
+            self.settings = dataclasses.replace(self.settings, block_size=chosen)
+
+    @property
+    def block_size(self) -> int:
+        if self.settings.block_size is None:
+            raise RuntimeError("the block size is chosen before it is used")
+        return self.settings.block_size
+
     def validation(self, documents: Documents) -> npt.NDArray[np.bool_]:
         """bool [documents]: True for those that are held out."""
         found = (self.workspace.report("clean") or {}).get(TIED)
@@ -260,7 +277,7 @@ class Job:
             tied,
             fraction=self.settings.val_fraction,
             seed=self.settings.seed,
-            min_bytes=_VALIDATION_BYTES_A_TOKEN * self.settings.block_size,
+            min_bytes=_VALIDATION_BYTES_A_TOKEN * self.block_size,
         )
 
     # -- pack ----------------------------------------------------------------------------------------------------
@@ -273,6 +290,7 @@ class Job:
             raise TwinGPTError(f"{text} does not exist: make it with `twingpt data samples`")
         tokenizer = Tokenizer.load(tokenizer_file)
         documents = Documents(self._out / CLEANED_FILE)
+        self._choose_block_size(documents, tokenizer)
         fields: tuple[str, ...] = ("block_size", "template")
         fields += ("val_fraction", "seed") if plain else ("mask_prompt", "allow_long")
         text_sha256 = file_sha256(documents.path)
@@ -287,7 +305,7 @@ class Job:
                     validation,
                     tokenizer,
                     folder,
-                    block_size=self.settings.block_size,
+                    block_size=self.block_size,
                     text_sha256=text_sha256,
                     advance=self.watcher.advance,
                 )
@@ -296,7 +314,7 @@ class Job:
                     text,
                     tokenizer,
                     folder,
-                    block_size=self.settings.block_size,
+                    block_size=self.block_size,
                     mask_prompt=self.settings.mask_prompt,
                     allow_long=self.settings.allow_long,
                     text_sha256=text_sha256,
@@ -351,12 +369,16 @@ def _learner() -> str:
     raise TwinGPTError("the package `tokenizers` is missing: install twingpt again")
 
 
+def _stdin_file(folder: Path) -> Path:
+    return folder / ".stages" / "stdin"
+
+
 class StdinAsFile:
     """stdin kept in a file while it is read twice, once for its hash and once for its text."""
 
     def __init__(self, inputs: Sequence[str], folder: Path) -> None:
         self._inputs = inputs
-        self._path = folder / ".stages" / "stdin"
+        self._path = _stdin_file(folder)
 
     def __enter__(self) -> list[str]:
         if "-" not in self._inputs:

@@ -24,7 +24,9 @@ class PrepareSettings:
     tokenizer_megabytes: float = setting(
         16, "MB of text, drawn by document, to learn the vocabulary from; 0: all.", least=0, most=1e6
     )
-    block_size: int = setting(256, "Tokens that the model sees at once.", least=8, most=2**20)
+    block_size: int | None = setting(
+        None, "Tokens that the model sees at once.", least=8, most=2**20, none="chosen from the passages"
+    )
     template: Template = setting(
         "qa", "qa: questions and answers made from each document. plain: the documents themselves."
     )

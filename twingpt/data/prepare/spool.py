@@ -14,13 +14,14 @@ from twingpt.data.text.clean import CleanedChunk
 if TYPE_CHECKING:
     from twingpt.data.contacts import Contact
 
-# Texts one after another, and of each document: its bytes (uint32), 16 bytes of digest, its signature, a hash of each
-# of its lines, its contacts.
+# Texts one after another, and of each document: its bytes (uint32), the number of the file that it came from (uint32),
+# 16 bytes of digest, its signature, a hash of each of its lines, its contacts.
 DOCUMENTS, SIZES, DIGESTS, SIGNATURES, LINES = "documents", "sizes", "digests", "signatures", "lines"
+SOURCES = "sources"
 CONTACTS = "contacts.jsonl"
 # What was changed in each chunk.
 CHANGES = "changes.jsonl"
-SPOOL_FILES = (DOCUMENTS, SIZES, DIGESTS, SIGNATURES, LINES, CONTACTS, CHANGES)
+SPOOL_FILES = (DOCUMENTS, SIZES, SOURCES, DIGESTS, SIGNATURES, LINES, CONTACTS, CHANGES)
 
 
 class SpoolWriter:
@@ -34,6 +35,7 @@ class SpoolWriter:
         contents = {
             DOCUMENTS: chunk.documents,
             SIZES: [len(document).to_bytes(4, "little") for document in chunk.documents],
+            SOURCES: [chunk.source.to_bytes(4, "little")] * len(chunk.documents),
             DIGESTS: chunk.digests,
             SIGNATURES: [chunk.signatures.astype("<u4").tobytes()],
             LINES: [chunk.lines.astype("<u8").tobytes()],

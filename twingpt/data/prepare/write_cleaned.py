@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # In the report: pairs of documents that the split into training and validation must keep together.
 TIED = "tied_documents"
+# In the report: [the name of a file, how many documents of cleaned.txt came from it], in the order of the text.
+FROM_FILES = "documents_from_files"
 
 
 def write_spool(
@@ -49,7 +51,7 @@ def write_spool(
             boilerplate=settings.boilerplate,
         )
     )
-    text = clean.chunks(_pieces(sources, settings, changes, advance))
+    text = _chunks(sources, settings, changes, advance)
     with spool.SpoolWriter(folder) as writer:
         for chunk in ordered_map(work, text, workers=workers_for(size, workers)):
             writer.add(chunk)
@@ -70,7 +72,7 @@ def write_cleaned(
     if (folder / spool.SIZES).stat().st_size == 0:
         others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
         raise TwinGPTError(f"{sources[0]}{others}: no text is left after cleaning: give a file with text in it")
-    summary = _write_kept(folder, target / CLEANED_FILE, settings, changes)
+    summary = _write_kept(folder, target / CLEANED_FILE, settings, changes, sources)
     contacts = _Counted(spool.read_contacts(folder))
     ContactStore.create(target / CONTACTS_FILE, contacts).close()
     return {
@@ -94,29 +96,35 @@ class _Counted:
             yield contact
 
 
-def _pieces(
+def _chunks(
     sources: Sequence[reading.Source], settings: PrepareSettings, changes: Changes, advance: Callable[[int], None]
-) -> Iterator[str]:
-    """The text of all sources, with a blank line after each."""
-    for source in sources:
-        pieces = reading.read_source(
+) -> Iterator[tuple[int, str]]:
+    """(number of the source, some of its text): a chunk never holds the text of two files."""
+
+    def pieces(source: reading.Source) -> Iterator[str]:
+        read = reading.read_source(
             source, changes, encoding=settings.encoding, max_undecodable=settings.max_undecodable
         )
-        for text, size in pieces:
+        for text, size in read:
             advance(size)
             yield text
-        yield "\n\n"
+
+    for number, source in enumerate(sources):
+        yield from ((number, chunk) for chunk in clean.chunks(pieces(source)))
 
 
 @dataclass(frozen=True)
 class _CleanWork:
     settings: clean.CleanSettings
 
-    def __call__(self, text: str) -> clean.CleanedChunk:
-        return clean.clean_chunk(text, self.settings)
+    def __call__(self, chunk: tuple[int, str]) -> clean.CleanedChunk:
+        source, text = chunk
+        return replace(clean.clean_chunk(text, self.settings), source=source)
 
 
-def _write_kept(folder: Path, cleaned: Path, settings: PrepareSettings, changes: Changes) -> Report:
+def _write_kept(
+    folder: Path, cleaned: Path, settings: PrepareSettings, changes: Changes, sources: Sequence[str]
+) -> Report:
     """The spooled documents without duplicates and boilerplate, into cleaned.txt."""
     starts = _starts(folder)
     count = len(starts) - 1
@@ -162,7 +170,15 @@ def _write_kept(folder: Path, cleaned: Path, settings: PrepareSettings, changes:
         "exact_duplicates": len(duplicates.exact),
         "near_duplicates": len(duplicates.near),
         TIED: tied,
+        FROM_FILES: _from_files(folder, sources, ~dropped),
     }
+
+
+def _from_files(folder: Path, sources: Sequence[str], kept: npt.NDArray[np.bool_]) -> list[list[str | int]]:
+    with (folder / spool.SOURCES).open("rb") as file:
+        of = np.concatenate([part[:, 0] for _, part in Table(file, "<u4").parts()])
+    counts = np.bincount(of[kept], minlength=len(sources)).tolist()
+    return [[name, count] for name, count in zip(sources, counts, strict=True) if count]
 
 
 def _starts(folder: Path) -> npt.NDArray[np.int64]:

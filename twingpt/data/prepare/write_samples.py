@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.files import SAMPLES_FILE
+from twingpt.data.prepare.block_size import CHOICES
 from twingpt.data.prepare.parallel import ordered_map, workers_for
 from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.data.prepare.stages import Report
@@ -32,7 +33,7 @@ def sample_settings(settings: PrepareSettings) -> "SampleSettings":
     from twingpt.data.samples.make import SampleSettings
 
     return SampleSettings(
-        block_size=settings.block_size,
+        block_size=settings.block_size or CHOICES[0],
         samples_per_doc=settings.samples_per_doc,
         closed_share=settings.closed_share,
         summaries=settings.summaries,

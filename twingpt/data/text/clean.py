@@ -77,7 +77,7 @@ class CleanSettings:
 
 @dataclass
 class CleanedChunk:
-    """What one worker makes of one chunk; the texts are UTF-8."""
+    """What one worker makes of one chunk; the texts are UTF-8. source: the number of the file that it came from."""
 
     documents: list[bytes]
     contacts: "list[Contact]"
@@ -85,6 +85,7 @@ class CleanedChunk:
     signatures: dedup.Signatures
     lines: npt.NDArray[np.uint64]
     changes: Changes = field(default_factory=Changes)
+    source: int = 0
 
 
 def chunks(pieces: Iterable[str]) -> Iterator[str]:
