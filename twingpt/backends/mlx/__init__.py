@@ -1,11 +1,16 @@
 """The MLX engine: device gpu (Metal or CUDA), else cpu. Its twin, file by file, is twingpt.backends.torch_mps."""
 
-import os
+import ctypes
+from typing import Any
 
-from twingpt.backends.mlx import blas
+OPENBLAS: ctypes.CDLL | None
+"""The BLAS that MLX multiplies with on Linux, loaded when it is first asked for: the engine does, before MLX."""
 
-# On an M5 and on CUDA, MLX would compute float32 products in TF32 (mlx#3860): here float32 means float32.
-# MLX_ENABLE_TF32=1 in the environment trades the precision for speed.
-os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-OPENBLAS = blas.load()
+def __getattr__(name: str) -> Any:
+    if name != "OPENBLAS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from twingpt.backends.mlx import blas
+
+    library = globals()[name] = blas.load()
+    return library
