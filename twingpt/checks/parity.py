@@ -84,8 +84,16 @@ def perturbed(spec: GPTSpec, seed: int = 0) -> State:
 
 
 def climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice) -> Iterator[Rung]:
-    """The rungs for one model, in order."""
-    one, other = (create_backend(name, spec, EngineConfig(device=device)) for name in compared())
+    """The rungs for one model, in order: the first engine against each of the others."""
+    first, *others = compared()
+    for name in others:
+        # With two engines there is only one pair to speak of.
+        pair = label if len(others) == 1 else f"{label}, {first} and {name}"
+        yield from _climb(pair, spec, weights, device, (first, name))
+
+
+def _climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice, names: tuple[str, str]) -> Iterator[Rung]:
+    one, other = (create_backend(name, spec, EngineConfig(device=device)) for name in names)
     for engine in (one, other):
         engine.load_state(weights)
     inputs, targets = _batch(spec)
@@ -107,14 +115,14 @@ def climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice) -> It
     )
     yield from _by_hand(label, spec, weights, inputs, targets, logits, list(losses), list(gradients))
     yield from _usual_update(label, spec, (one, other), inputs, targets, gradients[0])
-    yield _muon_rung(label, spec, weights, device, inputs, targets)
+    yield _muon_rung(label, spec, weights, device, names, inputs, targets)
 
     def loaded(name: str, config: EngineConfig) -> Backend:
         engine = create_backend(name, spec, config)
         engine.load_state(weights)
         return engine
 
-    yield from update_rungs(label, spec, gradients[0], device, loaded)
+    yield from update_rungs(label, spec, gradients[0], device, names, loaded)
     for engine in (one, other):
         engine.load_state(weights)
     yield Rung(
@@ -186,12 +194,13 @@ def _muon_rung(
     spec: GPTSpec,
     weights: State,
     device: DeviceChoice,
+    names: tuple[str, str],
     inputs: NDArray[np.int32],
     targets: NDArray[np.int32],
 ) -> Rung:
     """Rung 5 with Muon, of which AdamW's share is left out: what it moves is compared above."""
     states = []
-    for name in compared():
+    for name in names:
         engine = create_backend(name, spec, EngineConfig(device=device, optimizer="muon"))
         engine.load_state(weights)
         engine.train_step(inputs[None], targets[None], LEARNING_RATE, 0)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from twingpt.core.errors import UsageError
 from twingpt.core.setting import option_name
 
 Run = Annotated[
@@ -37,7 +36,7 @@ class EngineCommand(TyperCommand):
         for placeholder, engines in listed.items():
             text = text.replace(placeholder, engines)
         option.help = text  # type: ignore[attr-defined]
-        if option.default is None and option.show_default is True:  # type: ignore[attr-defined]
+        if option.default == "":
             option.default = default_engine()
         super().format_help(ctx, formatter)
 
@@ -46,32 +45,28 @@ def _engine_name(value: str | None) -> str | None:
     """An alias becomes the engine's name here, so that nothing behind the command line knows aliases."""
     from twingpt.core.engines import find_engine
 
-    return value if value is None else find_engine(value).name
+    return None if value is None else find_engine(value).name
 
 
-def _training_engine(value: str | None) -> str:
-    from twingpt.core.engines import default_engine
+def _training_engine(value: str) -> str:
+    """Which engine trains where none is asked for is known only now."""
+    from twingpt.core.engines import default_engine, find_engine
 
-    return _engine_name(value) or default_engine()
+    return find_engine(value or default_engine()).name
 
 
-def _compared_engine(value: str | None) -> str:
-    from twingpt.core.engines import compared
+def _compared_engine(value: str) -> str:
+    from twingpt.core.engines import default_engine, find_compared
 
-    name = _training_engine(value)
-    if name not in compared():
-        raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(compared())}")
-    return name
+    return find_compared(value or default_engine()).name
 
 
 _HELP = f"Engine: {_ALL}."
 AnyBackend = Annotated[
     str | None, typer.Option("--backend", help=_HELP, show_default="the one installed", callback=_engine_name)
 ]
-TrainingBackend = Annotated[str | None, typer.Option("--backend", help=_HELP, callback=_training_engine)]
-ComparedBackend = Annotated[
-    str | None, typer.Option("--backend", help=f"Engine: {_COMPARED}.", callback=_compared_engine)
-]
+TrainingBackend = Annotated[str, typer.Option("--backend", help=_HELP, callback=_training_engine)]
+ComparedBackend = Annotated[str, typer.Option("--backend", help=f"Engine: {_COMPARED}.", callback=_compared_engine)]
 ComparedBackends = Annotated[str, typer.Option("--backend", help=f"Engine: {_COMPARED_OR_ALL}.")]
 Device = Annotated[
     Literal["auto", "gpu", "cpu"],

@@ -21,7 +21,7 @@ def plan(
     run: Annotated[
         Path | None, typer.Argument(help="Take model and recipe from this run instead.", metavar="RUN")
     ] = None,
-    backend: ComparedBackend = None,
+    backend: ComparedBackend = "",
     preset: Annotated[str, typer.Option(help=f"Model and recipe: {', '.join(PRESETS)}.")] = "seed",
     config: Annotated[
         Path | None, typer.Option(help="TOML file with settings of model and train.", metavar="FILE")
@@ -83,7 +83,6 @@ def plan(
     from twingpt.measure.bench import load_config
     from twingpt.measure.plan_report import PlanRequest, plans, print_plans, to_dict
 
-    assert backend is not None, "the option has a callback"
     if run is not None and config is not None:
         raise UsageError("give either RUN or --config")
     model = {"block_size": block_size, "vocab_size": vocab_size}

@@ -20,7 +20,7 @@ def train(
         Path | None,
         typer.Option(help="Folder that `prepare` wrote.", metavar="DATA", show_default="the run's, with --resume"),
     ] = None,
-    backend: TrainingBackend = None,
+    backend: TrainingBackend = "",
     device: Annotated[
         Literal["auto", "gpu", "cpu"],
         typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
@@ -133,7 +133,6 @@ def train(
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
     from rich.console import Console
 
-    assert backend is not None, "the option has a callback"
     arguments: list[str] = context.obj
     if hosts is not None:
         launch_on(hosts, backend, arguments)

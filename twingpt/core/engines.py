@@ -185,6 +185,14 @@ def compared() -> tuple[str, ...]:
     return tuple(engine.name for engine in engines() if engine.compared)
 
 
+def find_compared(name: str, *others: str) -> Engine:
+    """The compared engine of this name or alias. Raises UsageError, which offers `others` as well, if there is none."""
+    for engine in map(find_engine, compared()):
+        if name == engine.name or name in engine.aliases:
+            return engine
+    raise UsageError(f"unknown backend {name!r}: choose one of {', '.join((*others, *compared()))}")
+
+
 def default_engine() -> str:
     """The one that trains where none is asked for. Raises TwinGPTError if there is none."""
     return compared()[0]

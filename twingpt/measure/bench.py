@@ -10,8 +10,8 @@ from typing import Any
 
 from twingpt.checks.machine import machine, versions
 from twingpt.core.backend import BackendName, DeviceChoice, Precision
-from twingpt.core.engines import compared, find_engine, how_to_install, installed_backends
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.engines import find_compared, find_engine, how_to_install, installed_backends
+from twingpt.core.errors import TwinGPTError
 from twingpt.core.memory import machine_memory
 from twingpt.core.params import flops_per_token, matmul_weights, parameter_count
 from twingpt.core.spec import GPTSpec
@@ -44,11 +44,9 @@ def chosen_backends(name: str) -> list[BackendName]:
         if not installed:
             raise TwinGPTError(f"no engine is installed: {how_to_install()}")
         return installed
-    known = {known: engine for engine in map(find_engine, compared()) for known in (engine.name, *engine.aliases)}
-    if name not in known:
-        raise UsageError(f"unknown backend {name!r}: choose one of all, {', '.join(compared())}")
-    known[name].check_installed()
-    return [known[name].name]
+    engine = find_compared(name, "all")
+    engine.check_installed()
+    return [engine.name]
 
 
 def load_config(

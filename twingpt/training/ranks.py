@@ -31,7 +31,7 @@ ASKED_WITHIN = 2.0
 def check_launcher(backend: str) -> None:
     """Raises UsageError if another engine's launcher started this process."""
     name = launched_for()
-    if name is not None and name != backend:
+    if name is not None and name != find_engine(backend).name:
         own, other = find_engine(backend).launcher, find_engine(name).launcher
         raise UsageError(
             f"--backend {backend} was started by {other.name if other else 'MPI'}, which serves --backend {name}: "
