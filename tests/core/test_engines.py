@@ -112,9 +112,10 @@ def test_an_engine_without_its_framework_says_what_it_needs(other: Path) -> None
 def test_a_name_that_is_no_engine_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown backend 'jax': choose one of mps, mlx, reference"):
         find_engine("jax")
-    result = run(tmp_path, "-m", "twingpt", "train", "--out", str(tmp_path / "run"), "--backend", "jax")
-    assert result.returncode == 2
-    assert result.stderr.splitlines() == ["error: unknown backend 'jax': choose one of mps, mlx, reference"]
+    for command in (["train", "--out", "run"], ["generate", "run", "--prompt", "x"]):
+        result = run(tmp_path, "-m", "twingpt", *command, "--backend", "jax")
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == ["error: unknown backend 'jax': choose one of mps, mlx, reference"]
 
 
 def test_engines_have_their_order_and_their_names() -> None:
