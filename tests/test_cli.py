@@ -1,5 +1,6 @@
 """The command line as a user meets it: what works end to end, and one clear line for every mistake."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 
 from twingpt.checks.parity import perturbed
-from twingpt.cli import main
+from twingpt.cli import app, main
+from twingpt.core.errors import UsageError
+from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
+from twingpt.training import session
+from twingpt.training.recipe import TrainConfig
+from twingpt.training.session import TrainRequest
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -337,3 +344,66 @@ def test_json_of_train_is_json(cli: Cli, tmp_path: Path, plain_data: Path) -> No
     code, out, _ = cli("train", "--out", tmp_path / "run", "--data", plain_data, *args)
     assert code == 0
     assert np.isfinite(json.loads(out)["metrics"][0]["loss"])
+
+
+def _train_options() -> dict[str, tuple[type, Any]]:
+    """Options of `train` that are fields of its settings -> (the dataclass, the option)."""
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    options = {option.name: option for option in command.params}
+    kinds = {"dropout": GPTSpec, "block_size": GPTSpec}
+    return {
+        name: (kinds.get(name, TrainConfig), option)
+        for name, option in options.items()
+        if name in kinds or name in {each.name for each in dataclasses.fields(TrainConfig)}
+    }
+
+
+def test_options_of_train_are_what_the_fields_say() -> None:
+    options = _train_options()
+    assert len(options) == 19
+    for name, (kind, option) in options.items():
+        (field,) = [each for each in dataclasses.fields(kind) if each.name == name]
+        assert option.help == field.metadata["help"]
+        assert option.opts == ["--" + name.replace("_", "-")]
+        assert option.secondary_opts == (["--no-" + name.replace("_", "-")] if field.default is False else [])
+        assert option.default is None and not option.required
+        named = any(name in {**preset.model, **preset.train} for preset in PRESETS.values())
+        told = "no" if field.default is False else str(field.default)
+        assert option.show_default == ("the preset's" if named else told)
+
+
+def test_only_options_that_are_given_are_settings(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    asked = []
+
+    def opened(request: TrainRequest) -> None:
+        asked.append(request)
+        raise UsageError("seen")
+
+    monkeypatch.setattr(session, "open_session", opened)
+    assert cli("train", "--out", "x", "--device", "cpu")[0] == 2
+    cli("train", "--out", "x", "--device", "cpu", "--steps", 7, "--no-activation-checkpointing", "--optimizer", "muon")
+    cli("train", "--out", "x", "--device", "cpu", "--dropout", 0, "--block-size", 9, "--schedule", "wsd", "--seed", 0)
+    assert [request.train for request in asked] == [
+        {},
+        {"steps": 7, "activation_checkpointing": False, "optimizer": "muon"},
+        {"schedule": "wsd", "seed": 0},
+    ]
+    assert [request.model for request in asked] == [{}, {}, {"dropout": 0.0, "block_size": 9}]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--steps", 0, "train.steps = 0: it must be at least 1"),
+        ("--warmup-steps", -1, "train.warmup_steps = -1: it must be at least 0"),
+        ("--learning-rate", 0, "train.learning_rate = 0.0: it must be above 0"),
+        ("--learning-rate", "nan", "train.learning_rate = nan: it must be above 0"),
+        ("--dropout", 1, "model.dropout = 1.0: it must be at least 0 and below 1"),
+        ("--block-size", 0, "model.block_size = 0: it must be at least 1"),
+    ],
+)
+def test_a_setting_out_of_its_bounds_is_one_line(
+    cli: Cli, tmp_path: Path, plain_data: Path, option: str, value: Any, said: str
+) -> None:
+    result = cli("train", "--out", tmp_path / "run", "--data", plain_data, *TINY, "--steps", 1, option, value)
+    assert_one_line(result, 2, said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.mps_coverage import Gap, cpu_fallbacks, gaps, kernel_table
 from twingpt.backends.torch_mps import model as torch_model
 from twingpt.backends.torch_mps.backend import TorchBackend
+from twingpt.backends.torch_mps.linux_cpu import PLAIN
 from twingpt.checks.parity import perturbed
 from twingpt.core.backend import Backend, EngineConfig, Precision
 from twingpt.core.presets import PRESETS
@@ -122,9 +124,7 @@ def everything(
 ) -> Callable[[], None]:
     """All that the engine does from its making to its export, evaluation and generation with sampling among it."""
 
-    # What the engine does on a CPU only.
-    @patch.object(torch_model, "multiplied_by_mkl", lambda *_: False)
-    @patch.object(torch_model, "adds_sparse", lambda *_: False)
+    @patch.dict(os.environ, {PLAIN: "1"})
     def run() -> None:
         generator = np.random.default_rng(0)
         tokens = generator.integers(0, spec.vocab_size, (2, 2, spec.block_size + 1), dtype=np.int32)

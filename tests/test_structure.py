@@ -103,8 +103,7 @@ def test_every_room_has_its_directions() -> None:
 def test_no_file_name_has_two_meanings() -> None:
     """A command has the name of what it calls, and each engine has the same files; else a name stands once."""
     paths = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "commands"]
-    engines = [path.parent for path in paths if path.parent.parent.name == "backends"]
-    names = [path.name for path in paths if path.parent not in engines]
+    names = [path.name for path in paths if path.parent == PACKAGE or path.parts[len(PACKAGE.parts)] != "backends"]
     assert sorted({name for name in names if names.count(name) > 1} - {"__init__.py"}) == []
 
 
@@ -231,12 +230,52 @@ def test_what_is_imported_is_declared() -> None:
 
 def test_the_engines_are_mirrored() -> None:
     torch_files, mlx_files = (
-        {path.name for path in (PACKAGE / "backends" / engine).glob("*.py")} for engine in FRAMEWORKS.values()
+        {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+        for folder in (PACKAGE / "backends" / engine for engine in FRAMEWORKS.values())
     )
     # PyTorch is quick on a CPU by itself.
-    assert torch_files | {"blas.py", "cpu.py"} == mlx_files
+    assert torch_files | {f"linux_cpu/{name}.py" for name in ("blas", "exponentials", "parts")} == mlx_files
     # Nothing is measured with NumPy.
-    assert {path.name for path in (PACKAGE / "backends" / "reference").glob("*.py")} == torch_files - {"measured.py"}
+    operations = {name for name in torch_files if name.split("/")[-1] in ("ops.py", "measured.py") or "/" in name}
+    assert {path.name for path in (PACKAGE / "backends" / "reference").glob("*.py")} == torch_files - operations
+
+
+@pytest.mark.parametrize("name", ["model.py", "step.py", "ops.py"])
+def test_the_engines_say_things_in_the_same_order(name: str) -> None:
+    """Classes and functions by their names, whether or not they are for the file alone."""
+    orders = []
+    for engine in FRAMEWORKS.values():
+        body = ast.parse((PACKAGE / "backends" / engine / name).read_text(encoding="utf-8")).body
+        made = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        orders.append([node.name.replace("_", "").lower() for node in made])
+    shared = set(orders[0]) & set(orders[1])
+    assert [name for name in orders[0] if name in shared] == [name for name in orders[1] if name in shared]
+    assert shared
+
+
+@pytest.mark.parametrize("engine", FRAMEWORKS.values())
+@pytest.mark.parametrize("name", ["model.py", "step.py"])
+def test_an_engine_reads_as_it_runs_on_metal(engine: str, name: str) -> None:
+    """What another machine needs is in the operations that the engine is given, and not asked for where it computes."""
+    path = PACKAGE / "backends" / engine / name
+    assert _platform_questions(path) == []
+
+
+def _platform_questions(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [name for name in _imports(path) if name in ("os", "sys", "platform") or "linux_cpu" in name]
+    found += [n.name for n in ast.walk(tree) if isinstance(n, ast.alias) and n.name in ("cpu", "linux_cpu")]
+    asked = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    found += [name for name in asked if name in ("cpu.here", "sys.platform") or name.startswith("platform.")]
+    return found
+
+
+def test_a_platform_question_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import sys\nfrom twingpt.backends.mlx import linux_cpu\nx = cpu.here() or sys.platform == 'linux'\n"
+    )
+    assert len(_platform_questions(path)) == 4
 
 
 @pytest.mark.parametrize(

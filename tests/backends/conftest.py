@@ -1,10 +1,12 @@
 """What an engine promises holds for the user's model and for the modern one."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from twingpt.backends.mlx.linux_cpu import PLAIN
 from twingpt.core.spec import GPTSpec
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,3 +35,13 @@ def mlx_on_the_cpu() -> Iterator[None]:
 
     with mx.stream(mx.Device(mx.cpu)):
         yield
+
+
+@pytest.fixture(params=["linux_cpu", "plain"])
+def ops_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each set of operations in turn, for both engines: what a Linux CPU computes with, and what a Mac does."""
+    name: str = request.param
+    if name == "linux_cpu" and sys.platform != "linux":
+        pytest.skip("this set is for Linux alone")
+    monkeypatch.setenv(PLAIN, "1" if name == "plain" else "0")
+    return name

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twingpt.backends.mlx import OPENBLAS, blas
+from twingpt.backends.mlx.linux_cpu import PLAIN, blas
 
 pytestmark = [
     pytest.mark.usefixtures("mlx_on_the_cpu"),
-    pytest.mark.skipif(OPENBLAS is None, reason="OpenBLAS is used on Linux alone"),
+    pytest.mark.skipif(blas.load() is None, reason="OpenBLAS is used on Linux alone"),
 ]
 
 SHAPES = [(16_000, 128), (1153, 384), (1, 384), (384, 1), (5, 3), (2, 60_000), (1, 300_000)]
@@ -84,3 +85,13 @@ def test_without_a_compiler_openblas_does_everything(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match=r"g\+\+"):
         blas.vector_products()
     assert blas.load() is not None
+
+
+def test_the_variable_leaves_mlx_its_own_blas() -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom twingpt.backends.mlx.linux_cpu import blas\nlibrary = blas.load()\n"
+        "sys.exit(('libopenblas' in Path('/proc/self/maps').read_text()) + (library is not None))"
+    )
+    for value, found in (("1", 0), ("0", 2)):
+        result = subprocess.run([sys.executable, "-c", code], env={**os.environ, PLAIN: value}, check=False)
+        assert result.returncode == found, value

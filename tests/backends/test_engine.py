@@ -13,6 +13,8 @@ from twingpt.core.backend import Backend, State
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
 
+both_sets = pytest.mark.usefixtures("ops_set")
+
 
 def windows(spec: GPTSpec, *shape: int, seed: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     tokens = np.random.default_rng(seed).integers(0, spec.vocab_size, (*shape, spec.block_size + 1), dtype=np.int32)
@@ -24,6 +26,7 @@ def largest_difference(a: State, b: State) -> float:
     return max(float(np.abs(a[key].astype(np.float64) - b[key]).max()) for key in a)
 
 
+@both_sets
 def test_training_lowers_the_loss(engine: Backend, spec: GPTSpec) -> None:
     inputs, targets = windows(spec, 1, 4)
     for step in range(30):
@@ -35,6 +38,7 @@ def test_training_lowers_the_loss(engine: Backend, spec: GPTSpec) -> None:
     assert engine.read_stats().tokens == []
 
 
+@both_sets
 def test_micro_batches_follow_the_whole_batch(backend_name: str, spec: GPTSpec) -> None:
     """Gradients of sums, divided once: cutting a batch changes rounding only, however uneven the counted tokens."""
     inputs, targets = windows(spec, 4)
@@ -50,6 +54,7 @@ def test_micro_batches_follow_the_whole_batch(backend_name: str, spec: GPTSpec) 
     assert a.tokens == b.tokens
 
 
+@both_sets
 @pytest.mark.parametrize("chunk", [1, 7, 128])
 def test_the_chunk_of_the_loss_changes_nothing(backend_name: str, spec: GPTSpec, chunk: int) -> None:
     inputs, targets = windows(spec, 3)
@@ -61,6 +66,7 @@ def test_the_chunk_of_the_loss_changes_nothing(backend_name: str, spec: GPTSpec,
     assert largest_difference(gradients, chunked) < 2e-7
 
 
+@both_sets
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_activation_checkpointing_changes_nothing(backend_name: str, spec: GPTSpec, dropout: float) -> None:
     """Recomputed activations, with the same dropout, are the same bits."""
@@ -114,10 +120,12 @@ def kept_bytes(engine: Backend, inputs: NDArray[np.int32], targets: NDArray[np.i
     return sum(sizes.values())
 
 
+@both_sets
 def test_mlx_makes_the_loss_a_chunk_at_a_time() -> None:
     """Four times the tokens, in chunks of the same size, take hardly more memory: the order that MLX runs them in."""
     import mlx.core as mx
 
+    from twingpt.backends.mlx.ops import choose_ops
     from twingpt.backends.mlx.step import _chunked_cross_entropy
 
     peaks = []
@@ -128,12 +136,13 @@ def test_mlx_makes_the_loss_a_chunk_at_a_time() -> None:
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         with mx.stream(mx.cpu):
-            mx.eval(_chunked_cross_entropy(32)(hidden, weight, targets))
+            mx.eval(_chunked_cross_entropy(choose_ops("cpu"), 32)(hidden, weight, targets))
         peaks.append(mx.get_peak_memory() - before)
     # All logits of the larger one are 65.5 MB. Measured: 5.5 and 5.5 MB.
     assert peaks[1] < 2 * peaks[0] < 32e6
 
 
+@both_sets
 def test_gradients_are_the_slope_of_the_loss(engine: Backend, spec: GPTSpec) -> None:
     inputs, targets = windows(spec, 2)
     _, gradients = engine.loss_and_grads(inputs, targets)
@@ -190,6 +199,7 @@ def test_a_non_finite_step_changes_nothing(backend_name: str, spec: GPTSpec) -> 
         assert np.array_equal(after[key], broken[key], equal_nan=True), key
 
 
+@both_sets
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("name", ["mps", "mlx", "reference"])
 def test_an_update_without_a_counted_target_is_skipped(name: str, optimizer: str, spec: GPTSpec) -> None:
@@ -211,6 +221,7 @@ def test_an_update_without_a_counted_target_is_skipped(name: str, optimizer: str
     assert engine.read_stats().applied == [True]
 
 
+@both_sets
 def test_dropout_is_keyed_by_seed_step_and_micro_batch(backend_name: str, spec: GPTSpec) -> None:
     spec = dataclasses.replace(spec, dropout=0.3)
     inputs, targets = windows(spec, 1, 2)
@@ -225,6 +236,7 @@ def test_dropout_is_keyed_by_seed_step_and_micro_batch(backend_name: str, spec: 
     assert loss(5, slices=2) != 2 * loss(5)
 
 
+@both_sets
 def test_dropout_drops_its_share_and_keeps_the_mean(backend_name: str, spec: GPTSpec) -> None:
     """The mean training loss over many masks stays near the loss without dropout, and is never below it here."""
     inputs, targets = windows(spec, 1, 4)
@@ -238,6 +250,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(backend_name: str, spec: GPT
     assert dropping.eval_step(inputs[0], targets[0])[0] == pytest.approx(plain, rel=1e-6)
 
 
+@both_sets
 def test_the_cache_agrees_with_the_whole_pass(backend_name: str) -> None:
     """Several slots of different lengths, lengths that cross a bucket, and a slot used again."""
     spec = GPTSpec(vocab_size=97, block_size=150, n_layer=2, n_head=2, n_embd=32, dropout=0.0)
@@ -257,6 +270,7 @@ def test_the_cache_agrees_with_the_whole_pass(backend_name: str) -> None:
         engine.decode(cache, [2], np.array([1]))
 
 
+@both_sets
 def test_bfloat16_stays_near_float32_and_trains(backend_name: str, spec: GPTSpec) -> None:
     inputs, targets = windows(spec, 1, 2)
     full = make_engine(backend_name, spec)
@@ -312,6 +326,7 @@ def test_a_gpu_that_is_not_there_is_refused(backend_name: str, spec: GPTSpec) ->
         create_backend(backend_name, spec, EngineConfig(device="gpu"))
 
 
+@both_sets
 def test_the_gradient_norm_is_exact(backend_name: str) -> None:
     """Large tensors: one float32 sum over all of 2,000 x 128 was 1.6e-4 off."""
     spec = GPTSpec(vocab_size=2000, block_size=32, n_layer=1, n_head=2, n_embd=128, dropout=0.0)

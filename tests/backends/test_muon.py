@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.backends.test_engine import windows
+from tests.backends.test_engine import both_sets, windows
 from tests.conftest import make_engine
 from twingpt.core.backend import Backend, EngineConfig, State, create_backend
 from twingpt.core.engines import compared
@@ -49,6 +49,7 @@ def reference(weight: NDArray[np.float64], gradients: list[NDArray[np.float64]])
     return weight
 
 
+@both_sets
 def test_two_updates_follow_the_rule(backend_name: str, spec: GPTSpec) -> None:
     """Queries, keys and values each by themselves, tall and wide matrices, decay and momentum."""
     engine = muon_engine(backend_name, spec)
@@ -86,6 +87,7 @@ def test_the_update_is_nearly_orthogonal(backend_name: str) -> None:
     assert singular.max() < 1.25
 
 
+@both_sets
 def test_embeddings_norms_and_biases_are_adamws(backend_name: str, spec: GPTSpec) -> None:
     """With the same gradient, AdamW alone moves them as it does beside Muon."""
     inputs, targets = windows(spec, 1, 2)
@@ -100,6 +102,7 @@ def test_embeddings_norms_and_biases_are_adamws(backend_name: str, spec: GPTSpec
         assert same is (param.optimizer == "adamw"), name
 
 
+@both_sets
 def test_a_step_that_is_not_finite_changes_nothing(backend_name: str, spec: GPTSpec) -> None:
     engine = muon_engine(backend_name, spec)
     inputs, targets = windows(spec, 1, 2)
@@ -114,6 +117,7 @@ def test_a_step_that_is_not_finite_changes_nothing(backend_name: str, spec: GPTS
         assert np.array_equal(after[key], broken[key], equal_nan=True), key
 
 
+@both_sets
 def test_both_engines_make_the_same_run_and_go_on_with_each_others_state(spec: GPTSpec) -> None:
     config = EngineConfig(device="cpu", optimizer="muon", weight_decay=DECAY)
     engines = {name: create_backend(name, spec, config) for name in compared()}

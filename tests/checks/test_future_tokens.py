@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tests.leaks import LEAKS, Rows, leak_everywhere, one_key_too_many
 from twingpt.backends.mlx import model
+from twingpt.backends.mlx.ops import choose_ops
 from twingpt.backends.torch_mps.backend import TorchBackend
 from twingpt.checks.causality import MODES, Mode, movements, probe_spec, probe_weights, startup_check, worst
 from twingpt.core.backend import EngineConfig, Precision, create_backend
@@ -95,18 +96,19 @@ def test_a_leak_of_the_training_path_alone_is_found(backend_name: str, monkeypat
 
 def test_a_leak_of_the_gradient_alone_is_found(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The values are right, but the loss up to t pulls at tokens after it."""
-    torch_attention, causal_softmax = F.scaled_dot_product_attention, model.causal_softmax
+    mlx_ops = type(choose_ops("cpu"))
+    torch_attention, mlx_attention = F.scaled_dot_product_attention, mlx_ops.attention
 
     def in_torch(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         seen = torch_attention(q, k, v)
         return torch_attention(q, k, v, **options) + (seen - seen.detach())
 
-    def in_mlx(scores: Any) -> Any:
-        seen = mx.softmax(scores, axis=-1)
-        return causal_softmax(scores) + (seen - mx.stop_gradient(seen))
+    def in_mlx(self: Any, q: Any, k: Any, v: Any, scale: float, mask: Any) -> Any:
+        seen = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+        return mlx_attention(self, q, k, v, scale, mask) + (seen - mx.stop_gradient(seen))
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", in_torch)
-    monkeypatch.setattr(model, "causal_softmax", in_mlx)
+    monkeypatch.setattr(mlx_ops, "attention", in_mlx)
     assert probed(backend_name, "eval", "float32") == 0.0
     assert probed(backend_name, "gradient", "float32") > 0.1
 

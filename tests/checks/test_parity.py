@@ -1,5 +1,7 @@
 """The ladder's rungs 1-6 and 8 on the CPU, and that the ladder can tell a wrong engine."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 from twingpt.backends.reference import model as reference_model
 from twingpt.checks import parity
 from twingpt.checks.ladder import Rung
+from twingpt.cli import main
 from twingpt.core.backend import Backend, create_backend
 from twingpt.core.spec import GPTSpec
+from twingpt.training.session import TrainRequest, open_session
 
 EXPRESSIBLE = {
     "seed style",
@@ -124,6 +128,27 @@ def test_uncounted_targets_count_nothing(engine: Backend, spec: GPTSpec) -> None
     log_z = np.log(np.exp(logits).sum(axis=-1))
     picked = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     assert nats == pytest.approx(((log_z - picked) * (targets >= 0)).sum(), rel=1e-6)
+
+
+def test_the_command_climbs_on_a_run_too(
+    plain_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    model = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    train = {"steps": 2, "batch_size": 2, "sample_tokens": 0}
+    request = TrainRequest(
+        run_dir=run, data_dir=plain_data, backend="mps", device="cpu", preset="tiny", model=model, train=train
+    )
+    assert list(open_session(request).trainer.run())
+    monkeypatch.setattr(parity, "SPECS", {})
+    monkeypatch.setattr("sys.argv", ["twingpt", "parity", str(run), "--device", "cpu", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    rungs = json.loads(capsys.readouterr().out)
+    assert {rung["model"] for rung in rungs} == {"step-00000002"}
+    assert {rung["number"] for rung in rungs} == {1, 2, 3, 4, 5, 6, 8}
+    assert all(rung["passed"] for rung in rungs)
 
 
 def _rung(model: str, number: int, name: str, error: float) -> Rung:

@@ -1,6 +1,6 @@
-"""Sixteen mistakes in an update, each put into one engine: the ladder notices, at the rung that says what is wrong.
+"""Sixteen mistakes in an update, each put into either engine: the ladder notices, at the rung that says what is wrong.
 
-Those that can be put into both engines must be noticed there too: by NumPy.
+Put into both engines at once, they are noticed too: by NumPy.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from twingpt.backends.mlx import step as mlx_step
+from twingpt.backends.torch_mps import step as torch_step
 from twingpt.checks import parity
 from twingpt.core.backend import Backend, EngineConfig, create_backend
 from twingpt.core.params import Param, parameter_table
@@ -19,19 +20,24 @@ from twingpt.core.spec import GPTSpec
 
 SPEC = GPTSpec(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.0)
 
+ENGINES = ("mps", "mlx")
+
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def _unchanged(_: pytest.MonkeyPatch) -> None:
-    pass
+def _in_mlx(name: str, change: Callable[[Any], Callable[..., Any]]) -> Patch:
+    """One of the functions of an update in MLX, changed."""
+    return lambda monkeypatch: monkeypatch.setattr(mlx_step, name, change(getattr(mlx_step, name)))
 
 
-def _with_adamw(change: Callable[[Any], Callable[..., Any]]) -> Patch:
-    return lambda monkeypatch: monkeypatch.setattr(mlx_step, "_adamw", change(mlx_step._adamw))
+def _in_torch(owner: str, method: str, change: Callable[[Any], Callable[..., Any]]) -> Patch:
+    """A method of one of the optimizers in PyTorch, changed."""
 
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        kind = getattr(torch_step, owner)
+        monkeypatch.setattr(kind, method, change(getattr(kind, method)))
 
-def _with_muon(change: Callable[[Any], Callable[..., Any]]) -> Patch:
-    return lambda monkeypatch: monkeypatch.setattr(mlx_step, "_muon", change(mlx_step._muon))
+    return patch
 
 
 def _count_not_kept(adamw: Any) -> Callable[..., Any]:
@@ -67,12 +73,13 @@ def _everything_decays(adamw: Any) -> Callable[..., Any]:
     return mistaken
 
 
-def _one_matrix_of_all_rows(muon: Any) -> Callable[..., Any]:
-    def whole(param: Param) -> Param:
-        return dataclasses.replace(param, parts=(param.shape[0],) if param.parts else ())
+def _whole(param: Param) -> Param:
+    return dataclasses.replace(param, parts=(param.shape[0],) if param.parts else ())
 
-    def mistaken(weights: Any, momentum: Any, grads: Any, lr: Any, table: Any, config: Any) -> Any:
-        return muon(weights, momentum, grads, lr, {name: whole(param) for name, param in table.items()}, config)
+
+def _one_matrix_of_all_rows(muon: Any) -> Callable[..., Any]:
+    def mistaken(weights: Any, momentum: Any, grads: Any, lr: Any, table: Any, *rest: Any) -> Any:
+        return muon(weights, momentum, grads, lr, {name: _whole(param) for name, param in table.items()}, *rest)
 
     return mistaken
 
@@ -86,10 +93,10 @@ def _uncorrected(moment: str) -> Callable[[Any], Callable[..., Any]]:
 
     def change(adamw: Any) -> Callable[..., Any]:
         def mistaken(*arguments: Any) -> Any:
-            *rest, config, spread = arguments
+            *rest, config, each = arguments
             values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
             values[moment] = Endless(values[moment])
-            return adamw(*rest, _Settings(values), spread)
+            return adamw(*rest, _Settings(values), each)
 
         return mistaken
 
@@ -110,6 +117,93 @@ def _muon_count_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlx_step.Moments, "arrays", arrays)
 
 
+def _around_torch_adamw(before: Callable[[Any, int], None], after: Callable[[Any], None] = lambda adamw: None) -> Patch:
+    """PyTorch's AdamW is fused: what it is given, or what it leaves behind, is changed instead.
+
+    before: gets the optimizer and the number of the update.
+    """
+
+    def change(init: Any) -> Callable[..., Any]:
+        def mistaken(self: Any, *arguments: Any) -> None:
+            init(self, *arguments)
+            adamw, step = self.adamw, self.adamw.step
+
+            def changed() -> None:
+                usual = [dict(group) for group in adamw.param_groups]
+                before(adamw, int(next(iter(adamw.state.values()))["step"]) + 1)
+                step()
+                for group, settings in zip(adamw.param_groups, usual, strict=True):
+                    group.update(settings)
+                after(adamw)
+
+            adamw.step = changed
+
+        return mistaken
+
+    return _in_torch("Optimizer", "__init__", change)
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _torch_m_uncorrected(adamw: Any, count: int) -> None:
+    """The whole step is multiplied by the correction that is left out, but not the weight decay in it."""
+    for group in adamw.param_groups:
+        correction = 1.0 - group["betas"][0] ** count
+        group["lr"] *= correction
+        group["weight_decay"] /= correction
+
+
+def _torch_v_uncorrected(adamw: Any, count: int) -> None:
+    """sqrt(v) + eps, made of what PyTorch computes: sqrt(v) / root + eps."""
+    for group in adamw.param_groups:
+        root = (1.0 - group["betas"][1] ** count) ** 0.5
+        group["lr"] /= root
+        group["eps"] /= root
+        group["weight_decay"] *= root
+
+
+def _torch_everything_decays(adamw: Any, _: int) -> None:
+    highest = max(group["weight_decay"] for group in adamw.param_groups)
+    for group in adamw.param_groups:
+        group["weight_decay"] = highest
+
+
+def _torch_count_not_kept(adamw: Any) -> None:
+    for kept in adamw.state.values():
+        kept["step"] -= 1
+
+
+def _torch_moments_exchanged(adamw: Any) -> None:
+    for kept in adamw.state.values():
+        kept["exp_avg"], kept["exp_avg_sq"] = kept["exp_avg_sq"], kept["exp_avg"]
+
+
+def _torch_momentum_not_stored(step: Any) -> Callable[..., Any]:
+    def mistaken(self: Any, *arguments: Any) -> None:
+        before = {name: momentum.clone() for name, momentum in self.momentum.items()}
+        step(self, *arguments)
+        self.momentum = before
+
+    return mistaken
+
+
+def _torch_muon_count_not_kept(step: Any) -> Callable[..., Any]:
+    def mistaken(self: Any, *arguments: Any) -> None:
+        step(self, *arguments)
+        self.count.zero_()
+
+    return mistaken
+
+
+def _torch_one_matrix_of_all_rows(init: Any) -> Callable[..., Any]:
+    def mistaken(self: Any, parameters: Any, table: Any, config: Any) -> None:
+        init(self, parameters, {name: _whole(param) for name, param in table.items()}, config)
+
+    return mistaken
+
+
 def _tokens_ignored(engine: Any) -> None:
     """The gradient's mean is taken over the counted targets at hand, whatever the caller says."""
     train_step = engine.train_step
@@ -118,35 +212,73 @@ def _tokens_ignored(engine: Any) -> None:
 
 @dataclass(frozen=True)
 class Mistake:
-    """caught_by: parts of the name of a rung that must fail. config: an engine's settings in place of those given."""
+    """caught_by: parts of the name of a rung that must fail. config: an engine's settings in place of those given.
+
+    mlx, mps: what is changed in an engine's own code, where settings do not make the mistake.
+    """
 
     caught_by: str
     config: dict[str, Any] = field(default_factory=dict)
-    patch: Patch = _unchanged
-    tamper: Callable[[Any], None] = lambda engine: None
+    mlx: Patch = _nothing
+    mps: Patch = _nothing
+    tamper: Callable[[Any], None] = _nothing
 
 
 MISTAKES = {
     "both betas 0": Mistake("one update, AdamW, m", {"beta1": 0.0, "beta2": 0.0}),
     "beta1 0.5": Mistake("one update, AdamW, m", {"beta1": 0.5}),
-    "no bias correction of v": Mistake("one update, AdamW, weights", patch=_with_adamw(_uncorrected("beta2"))),
-    "the count not kept": Mistake("one update, AdamW, AdamW's count", patch=_with_adamw(_count_not_kept)),
-    "m and v exchanged": Mistake("one update, AdamW, v", patch=_with_adamw(_moments_exchanged)),
+    "no bias correction of v": Mistake(
+        "one update, AdamW, weights",
+        mlx=_in_mlx("_adamw", _uncorrected("beta2")),
+        mps=_around_torch_adamw(_torch_v_uncorrected),
+    ),
+    "the count not kept": Mistake(
+        "one update, AdamW, AdamW's count",
+        mlx=_in_mlx("_adamw", _count_not_kept),
+        mps=_around_torch_adamw(_nothing, _torch_count_not_kept),
+    ),
+    "m and v exchanged": Mistake(
+        "one update, AdamW, v",
+        mlx=_in_mlx("_adamw", _moments_exchanged),
+        mps=_around_torch_adamw(_nothing, _torch_moments_exchanged),
+    ),
     "Muon's momentum 0": Mistake("five updates, Muon, momentum", {"muon_momentum": 0.0}),
-    "Muon's momentum not stored": Mistake("one update, Muon, momentum", patch=_with_muon(_momentum_not_stored)),
-    "Muon's count not kept": Mistake("one update, Muon, Muon's count", patch=_muon_count_not_kept),
+    "Muon's momentum not stored": Mistake(
+        "one update, Muon, momentum",
+        mlx=_in_mlx("_muon", _momentum_not_stored),
+        mps=_in_torch("Muon", "step", _torch_momentum_not_stored),
+    ),
+    "Muon's count not kept": Mistake(
+        "one update, Muon, Muon's count",
+        mlx=_muon_count_not_kept,
+        mps=_in_torch("Muon", "step", _torch_muon_count_not_kept),
+    ),
     "another weight decay": Mistake("one update, AdamW, weights", {"weight_decay": 0.4}),
-    "norms and biases decay": Mistake("one update, AdamW, weights", patch=_with_adamw(_everything_decays)),
+    "norms and biases decay": Mistake(
+        "one update, AdamW, weights",
+        mlx=_in_mlx("_adamw", _everything_decays),
+        mps=_around_torch_adamw(_torch_everything_decays),
+    ),
     "no clipping": Mistake("one update, AdamW, m", {"grad_clip": 0.0}),
     "another eps": Mistake("one update, AdamW, weights", {"eps": 1e-2}),
     "tokens ignored": Mistake("one update, AdamW, gradient norm", tamper=_tokens_ignored),
-    "no bias correction of m": Mistake("one update, AdamW, weights", patch=_with_adamw(_uncorrected("beta1"))),
+    "no bias correction of m": Mistake(
+        "one update, AdamW, weights",
+        mlx=_in_mlx("_adamw", _uncorrected("beta1")),
+        mps=_around_torch_adamw(_torch_m_uncorrected),
+    ),
     "Muon with AdamW's learning rate": Mistake("one update, Muon, matrices", {"muon_lr_scale": 1.0}),
-    "queries, keys and values as one": Mistake("one update, Muon, matrices", patch=_with_muon(_one_matrix_of_all_rows)),
+    "queries, keys and values as one": Mistake(
+        "one update, Muon, matrices",
+        mlx=_in_mlx("_muon", _one_matrix_of_all_rows),
+        mps=_in_torch("Muon", "__init__", _torch_one_matrix_of_all_rows),
+    ),
 }
 
 
-def put_in(mistake: Mistake, monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, ...] = ("mlx",)) -> None:
+def put_in(mistake: Mistake, monkeypatch: pytest.MonkeyPatch, *wrong: str) -> None:
+    """wrong: the engines that make the mistake."""
+
     def create(name: str, spec: GPTSpec, config: EngineConfig) -> Backend:
         if name not in wrong:
             return create_backend(name, spec, config)
@@ -154,7 +286,8 @@ def put_in(mistake: Mistake, monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, 
         mistake.tamper(engine)
         return engine
 
-    mistake.patch(monkeypatch)
+    for engine in wrong:
+        getattr(mistake, engine)(monkeypatch)
     monkeypatch.setattr(parity, "create_backend", create)
 
 
@@ -166,22 +299,25 @@ def test_without_a_mistake_nothing_fails() -> None:
     assert failing() == set()
 
 
+@pytest.mark.parametrize("wrong", ENGINES)
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_of_one_engine_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_in(MISTAKES[name], monkeypatch)
+def test_a_mistake_of_one_engine_is_caught(name: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in(MISTAKES[name], monkeypatch, wrong)
     names = failing()
     assert MISTAKES[name].caught_by in names
     # NumPy says which engine it is.
-    assert MISTAKES[name].caught_by + ", mlx and NumPy" in names
-    assert not any("mps and NumPy" in other for other in names)
+    assert f"{MISTAKES[name].caught_by}, {wrong} and NumPy" in names
+    (right,) = set(ENGINES) - {wrong}
+    assert not any(f"{right} and NumPy" in other for other in names)
 
 
-@pytest.mark.parametrize("name", [name for name in MISTAKES if MISTAKES[name].patch is _unchanged])
+@pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_of_both_engines_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_in(MISTAKES[name], monkeypatch, wrong=("mps", "mlx"))
+    put_in(MISTAKES[name], monkeypatch, *ENGINES)
     names = failing()
+    # Engine held against engine shows nothing where both are wrong alike.
     assert MISTAKES[name].caught_by not in names
-    assert {MISTAKES[name].caught_by + f", {engine} and NumPy" for engine in ("mps", "mlx")} <= names
+    assert {f"{MISTAKES[name].caught_by}, {engine} and NumPy" for engine in ENGINES} <= names
 
 
 def test_a_tensor_without_a_gradient_divides_nothing_by_zero() -> None:
@@ -194,11 +330,14 @@ def test_a_tensor_without_a_gradient_divides_nothing_by_zero() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wrong", ENGINES)
 @pytest.mark.parametrize("name", MISTAKES)
-def test_the_command_fails(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fails(
+    name: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from twingpt.cli import main
 
-    put_in(MISTAKES[name], monkeypatch)
+    put_in(MISTAKES[name], monkeypatch, wrong)
     monkeypatch.setattr(parity, "SPECS", {"seed style": parity.SPECS["seed style"]})
     monkeypatch.setattr("sys.argv", ["twingpt", "parity", "--device", "cpu"])
     with pytest.raises(SystemExit) as ended:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from twingpt.answers.answer import Answer, Source
 from twingpt.answers.contacts import contact_section
-from twingpt.core.errors import UsageError
+from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.contacts import standardise
 from twingpt.data.files import CLEANED_FILE, LIBRARY_FILE
 from twingpt.data.library.build import build_library, split_document
@@ -14,6 +14,7 @@ from twingpt.data.library.search import NEAR, FoundSentence, Library, Passage, s
 from twingpt.data.samples.summary import Group, group_of
 from twingpt.data.text.clean import cleaned
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
+from twingpt.generation.prompts import trained_on_arrays
 from twingpt.weights.checkpoint import find_checkpoint
 
 PASSAGES = 5
@@ -63,11 +64,17 @@ def ask_library(library: Library, question: str, *, least_fit: float = FITS) -> 
 def library_of(path: Path) -> Path:
     """The library of a run, of a checkpoint's run, or of DATA; which need not have one.
 
-    Raises TwinGPTError for a path that is none of them.
+    Raises TwinGPTError for a path that is none of them, and for a run that never had a text.
     """
-    if any((path / name).is_file() for name in (LIBRARY_FILE, CLEANED_FILE, "config.toml")):
-        return path / LIBRARY_FILE
-    return find_checkpoint(path).parent.parent / LIBRARY_FILE
+    if not any((path / name).is_file() for name in (LIBRARY_FILE, CLEANED_FILE, "config.toml")):
+        path = find_checkpoint(path).parent.parent
+    library = path / LIBRARY_FILE
+    if not library.is_file() and trained_on_arrays(path):
+        raise TwinGPTError(
+            f"{path} was trained on arrays of tokens, so there is no text to answer from: name the text with --doc, "
+            "or a DATA that `twingpt prepare` wrote"
+        )
+    return library
 
 
 def ask_document(text: str, question: str) -> Answer:

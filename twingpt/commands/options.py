@@ -4,11 +4,12 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from twingpt.core.presets import PRESETS
 from twingpt.core.setting import option_name
 
 Run = Annotated[
@@ -75,25 +76,39 @@ Device = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")]
 
 
-def with_settings(kind: type[Any], *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def with_settings(kind: type[Any], *names: str) -> Decorator:
     """For a command with a parameter `settings`: it gets one of this dataclass, made from options.
 
     names: of the fields that are options; all of them if none is named. Default, type and help are the field's.
     """
+    options = [_option(each, annotation) for each, annotation in _fields(kind, names)]
+    return _with_options("settings", options, lambda chosen: kind(**chosen))
 
+
+def with_given(parameter: str, kind: type[Any], *names: str) -> Decorator:
+    """For a command with a parameter of this name: it gets those settings of this dataclass that were given, by name.
+
+    What is not given stays out, so that presets, a config file or a run can have it; so they too are told as its
+    default, where a preset has the setting, and else the field's own. names: of the fields that are options.
+    """
+    options = [_option_or_none(each, annotation) for each, annotation in _fields(kind, names)]
+    return _with_options(
+        parameter, options, lambda chosen: {name: value for name, value in chosen.items() if value is not None}
+    )
+
+
+def _with_options(parameter: str, options: list[inspect.Parameter], made: Callable[[dict[str, Any]], Any]) -> Decorator:
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        types = get_type_hints(kind)
-        options = [
-            _option(each, types[each.name]) for each in dataclasses.fields(kind) if each.name in names or not names
-        ]
-
         def run(**given: Any) -> None:
             chosen = {option.name: given.pop(option.name) for option in options}
-            command(settings=kind(**chosen), **given)
+            command(**{parameter: made(chosen)}, **given)
 
         shown = []
-        for parameter in inspect.signature(command).parameters.values():
-            shown += options if parameter.name == "settings" else [parameter]
+        for each in inspect.signature(command).parameters.values():
+            shown += options if each.name == parameter else [each]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         # typer reads this instead of the parameters of `run`.
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -104,15 +119,38 @@ def with_settings(kind: type[Any], *names: str) -> Callable[[Callable[..., None]
     return decorate
 
 
+def _fields(kind: type[Any], names: tuple[str, ...]) -> list[tuple["dataclasses.Field[Any]", Any]]:
+    """Fields with their types, in the order of the names, or all of them in their own."""
+    types, known = get_type_hints(kind), {each.name: each for each in dataclasses.fields(kind)}
+    return [(known[name], types[name]) for name in names or known]
+
+
 def _option(setting: "dataclasses.Field[Any]", annotation: Any) -> inspect.Parameter:
-    about, name = setting.metadata, option_name(setting)
     # A switch that is off needs no option to turn it off.
-    flags = f"{name}/--no-{name[2:]}" if setting.default is True else name
+    return _parameter(setting, annotation, setting.default, setting.default is True, setting.metadata["none"] or True)
+
+
+def _option_or_none(setting: "dataclasses.Field[Any]", annotation: Any) -> inspect.Parameter:
+    if any(setting.name in {**preset.model, **preset.train} for preset in PRESETS.values()):
+        default = "the preset's"
+    else:
+        default = "no" if setting.default is False else str(setting.default)
+    # A name of several is checked where the config file's are, which answers in one line.
+    kind = str if get_origin(annotation) is Literal else annotation
+    return _parameter(setting, kind | None, None, annotation is bool, default)
+
+
+def _parameter(
+    setting: "dataclasses.Field[Any]", annotation: Any, default: Any, switch: bool, shown: str | bool
+) -> inspect.Parameter:
+    """switch: there is also an option to turn it off."""
+    name = option_name(setting)
+    flags = f"{name}/--no-{name[2:]}" if switch else name
     # What stands in brackets would be read as a style.
-    option = typer.Option(flags, help=about["help"].replace("[", "\\["), show_default=about["none"] or True)
+    option = typer.Option(flags, help=setting.metadata["help"].replace("[", "\\["), show_default=shown)
     return inspect.Parameter(
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=setting.default,
+        default=default,
         annotation=Annotated[annotation, option],
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from twingpt.commands.options import AnyBackend
-from twingpt.core.errors import UsageError
+from twingpt.core.errors import TwinGPTError, UsageError
 
 
 def serve(
@@ -61,7 +61,11 @@ def serve(
         )
     listening = bind(host, port)
     limits = Limits(max_tokens=max_tokens, max_waiting=queue, seconds=timeout)
-    service = open_service(run, backend, device, slots=slots, limits=limits)
+    try:
+        service = open_service(run, backend, device, slots=slots, limits=limits)
+    except TwinGPTError:
+        listening.close()
+        raise
     access = Access(
         hosts=allowed_hosts(host, allow_host or ()), api_key=api_key and api_key.strip(), max_body=max_body * 1024
     )

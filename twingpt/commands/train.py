@@ -4,16 +4,42 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from twingpt.commands.options import TrainingBackend
+from twingpt.commands.options import Device, Json, TrainingBackend, with_given
 from twingpt.console import print_json
 from twingpt.core.errors import RestartError
+from twingpt.core.presets import PRESETS
+from twingpt.core.spec import GPTSpec
+from twingpt.training.recipe import TrainConfig
 
 
+@with_given(
+    "train",
+    TrainConfig,
+    "steps",
+    "batch_size",
+    "micro_batch",
+    "activation_checkpointing",
+    "optimizer",
+    "learning_rate",
+    "min_learning_rate",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+    "grad_clip",
+    "precision",
+    "seed",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_last",
+)
+@with_given("model", GPTSpec, "dropout", "block_size")
 def train(
+    *,
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the run.", metavar="RUN")],
     data: Annotated[
@@ -21,13 +47,10 @@ def train(
         typer.Option(help="Folder that `prepare` wrote.", metavar="DATA", show_default="the run's, with --resume"),
     ] = None,
     backend: TrainingBackend = "",
-    device: Annotated[
-        Literal["auto", "gpu", "cpu"],
-        typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
-    ] = "auto",
+    device: Device = "auto",
     preset: Annotated[
         str | None,
-        typer.Option(help="Model and recipe: seed, seed-large, tiny, modern, llama, gpt2.", show_default="seed"),
+        typer.Option(help=f"Model and recipe: {', '.join(PRESETS)}.", show_default="seed"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with \\[model] and \\[train] settings.", metavar="FILE")
@@ -35,62 +58,11 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint, in either engine.")
     ] = False,
-    steps: Annotated[
-        int | None, typer.Option(help="Updates in all; defines the schedule.", show_default="20000", min=1)
-    ] = None,
+    train: dict[str, Any],
+    model: dict[str, Any],
     stop_at: Annotated[int | None, typer.Option(help="End early, after this many updates in all.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences an update.", show_default="16", min=1)] = None,
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Sequences at a time; divides --batch-size. 0: what fits into memory.", show_default="0", min=0
-        ),
-    ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(help="GiB that training may use.", show_default="what the device has", min=0)
-    ] = None,
-    activation_checkpointing: Annotated[
-        bool | None,
-        typer.Option(
-            "--activation-checkpointing/--no-activation-checkpointing",
-            help="Less memory for about a third more time.",
-            show_default="no",
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="adamw, or muon for the blocks' matrices.", show_default="the preset's")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak.", show_default="the preset's")] = None,
-    min_learning_rate: Annotated[
-        float | None, typer.Option(help="Where cosine and wsd end.", show_default="the preset's")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="constant, cosine or wsd, after the warm-up.", show_default="the preset's")
-    ] = None,
-    warmup_steps: Annotated[
-        int | None, typer.Option(help="Updates of linear warm-up.", show_default="the preset's", min=0)
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="On matrices only.", show_default="the preset's")] = None,
-    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm. 0: off.", show_default="1.0")] = None,
-    dropout: Annotated[
-        float | None, typer.Option(help="Probability, in training.", show_default="the preset's")
-    ] = None,
-    block_size: Annotated[
-        int | None, typer.Option(help="Context in tokens; plain text only.", show_default="the preset's", min=1)
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Matrix products: float32 or bfloat16.", show_default="float32")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Weights, data order, dropout.", show_default="0", min=0)] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps a line of metrics.", show_default="10", min=1)] = None,
-    eval_every: Annotated[
-        int | None, typer.Option(help="Steps between evaluations. 0: only at the end.", show_default="500", min=0)
-    ] = None,
-    save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints. 0: only at the end.", show_default="500", min=0)
-    ] = None,
-    keep_last: Annotated[
-        int | None, typer.Option(help="Checkpoints kept besides the best. 0: all.", show_default="3", min=0)
     ] = None,
     probe_memory: Annotated[
         bool | None,
@@ -128,7 +100,7 @@ def train(
         list[str] | None,
         typer.Option(help="Follow the run in tensorboard, wandb or trackio too; may be given twice.", metavar="NAME"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
     from rich.console import Console
@@ -158,25 +130,6 @@ def train(
     from twingpt.training.restart import restart
     from twingpt.training.session import TrainRequest, open_session
 
-    settings = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "micro_batch": micro_batch,
-        "activation_checkpointing": activation_checkpointing,
-        "optimizer": optimizer,
-        "learning_rate": learning_rate,
-        "min_learning_rate": min_learning_rate,
-        "schedule": schedule,
-        "warmup_steps": warmup_steps,
-        "weight_decay": weight_decay,
-        "grad_clip": grad_clip,
-        "precision": precision,
-        "seed": seed,
-        "log_every": log_every,
-        "eval_every": eval_every,
-        "save_every": save_every,
-        "keep_last": keep_last,
-    }
     request = TrainRequest(
         run_dir=out,
         data_dir=data,
@@ -190,8 +143,8 @@ def train(
         rank_timeout=rank_timeout,
         stop_at=stop_at,
         estimate_time=not as_json,
-        model=_given({"dropout": dropout, "block_size": block_size}),
-        train=_given(settings),
+        model=model,
+        train=train,
     )
     with leaving_at_once() if one_of_several else nullcontext():
         session = open_session(request)
@@ -220,10 +173,6 @@ def launch_on(hosts: str, backend: str, arguments: list[str]) -> None:
     typer.echo(f"{launcher.name} starts only the ranks of its own machine. Type, in any order:")
     for line in lines:
         typer.echo(f"  {line}")
-
-
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def allow_fallback() -> None:

@@ -5,70 +5,27 @@ NumPy goes in; NumPy, floats or an opaque handle come out; no device tensor cros
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twingpt.core.engine_settings import DeviceChoice as DeviceChoice
+from twingpt.core.engine_settings import EngineConfig as EngineConfig
+from twingpt.core.engine_settings import EngineSettings as EngineSettings
+from twingpt.core.engine_settings import Precision as Precision
 from twingpt.core.engines import find_engine
-from twingpt.core.errors import UsageError
-from twingpt.core.params import OptimizerName
-from twingpt.core.spec import GPTSpec, check_types
+from twingpt.core.spec import GPTSpec
 from twingpt.core.world import World
 
 BackendName = str
 """An engine's name, as its record has it (core.engines)."""
-
-DeviceChoice = Literal["auto", "gpu", "cpu"]
-Precision = Literal["float32", "bfloat16"]
 
 State = dict[str, NDArray[Any]]
 """`model/<name>`, `adamw.m/<name>`, `adamw.v/<name>`, `muon.momentum/<name>` (float32),
 `adamw.count` and `muon.count` (int64, shape [])."""
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """What decides an engine's arithmetic beyond the spec: settings of a run, whichever device it is on.
-
-    optimizer: "adamw" with decoupled weight decay, always bias-corrected (Loshchilov and Hutter, arXiv 1711.05101), for
-        everything, or "muon" (core.muon) for the matrices of the blocks and AdamW for the rest.
-    muon_lr_scale: Muon's learning rate as a multiple of AdamW's. muon_momentum: of its gradient average.
-    grad_clip: largest L2 norm of the whole gradient; 0 turns clipping off.
-    precision: of the matrix products; weights, moments and reductions are float32 either way.
-    loss_chunk: tokens whose logits exist at one time, so that [B * T, V] is never whole.
-    activation_checkpointing: keep only each block's input and compute the rest again in the backward pass: less memory
-        for about a third more time.
-    seed: with (step, micro-batch) it keys dropout.
-    """
-
-    precision: Precision = "float32"
-    optimizer: OptimizerName = "adamw"
-    muon_lr_scale: float = 1.0
-    muon_momentum: float = 0.95
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0
-    loss_chunk: int = 256
-    activation_checkpointing: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self, "train")
-        for name in ("beta1", "beta2", "muon_momentum"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 0 and below 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig(EngineSettings):
-    """What an engine needs beyond the spec."""
-
-    device: DeviceChoice = "auto"
 
 
 @dataclass(slots=True)

@@ -7,20 +7,40 @@ from twingpt.core.errors import UsageError
 
 
 def setting(
-    default: Any, help: str, *, least: float | None = None, most: float | None = None, none: str | None = None
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    none: str | None = None,
 ) -> Any:
-    """A field of a dataclass of settings. least, most: its bounds. none: what it means to leave it out, where that is
-    None."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most, "none": none})
+    """A field of a dataclass of settings. least, most: its bounds; above, below: those that it must not reach.
+
+    none: what it means to leave it out, where that is None.
+    """
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    return field(default=default, metadata={"help": help, "none": none, **bounds})
 
 
-def check_bounds(settings: Any) -> None:
-    """Raises UsageError for a setting out of its bounds, by the name of its option."""
+def check_bounds(settings: Any, section: str | None = None) -> None:
+    """Raises UsageError for a setting out of its bounds, by the name of its option, or of its place in a section."""
     for each in fields(settings):
         value = getattr(settings, each.name)
-        least, most = each.metadata.get("least"), each.metadata.get("most")
-        if value is None or ((least is None or value >= least) and (most is None or value <= most)):
+        least, most, above, below = (each.metadata.get(name) for name in ("least", "most", "above", "below"))
+        # Asked so that a NaN is out of all bounds.
+        if value is None or (
+            (least is None or value >= least)
+            and (most is None or value <= most)
+            and (above is None or value > above)
+            and (below is None or value < below)
+        ):
             continue
+        if section is not None:
+            words = {"at least": least, "above": above, "at most": most, "below": below}
+            bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
+            raise UsageError(f"{section}.{each.name} = {value}: it must be {bounds}")
         bounds = (
             f"{least:,} or more" if most is None else f"at most {most:,}" if least is None else f"{least:,} to {most:,}"
         )

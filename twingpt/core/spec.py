@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from twingpt.core.errors import UsageError
+from twingpt.core.setting import check_bounds, setting
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu", "relu2"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -43,7 +44,7 @@ class GPTSpec:
     """
 
     vocab_size: int
-    block_size: int = 256
+    block_size: int = setting(256, "Context in tokens; plain text only.", least=1)
     n_layer: int = 6
     n_head: int = 6
     n_embd: int = 384
@@ -59,13 +60,14 @@ class GPTSpec:
     qk_norm: bool = False
     bias: bool = True
     tie_embeddings: bool = False
-    dropout: float = 0.1
+    dropout: float = setting(0.1, "Probability, in training.", least=0, below=1)
     init_std: float = 0.02
     residual_init: ResidualInit = "normal"
 
     def __post_init__(self) -> None:
         check_types(self, "model")
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "mlp_ratio"):
+        check_bounds(self, "model")
+        for name in ("vocab_size", "n_layer", "n_head", "n_embd", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise UsageError(f"model.{name} = {getattr(self, name)}: it must be at least 1")
         for name in ("n_kv_head", "head_size", "n_hidden"):
@@ -83,8 +85,6 @@ class GPTSpec:
             )
         if self.position == "rope" and self.head_dim % 2:
             raise UsageError(f"a head of {self.head_dim} cannot be turned in pairs: rope needs an even model.head_size")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UsageError(f"model.dropout = {self.dropout}: it must be at least 0 and below 1")
         for name in ("norm_eps", "init_std", "rope_theta"):
             if not getattr(self, name) > 0.0:
                 raise UsageError(f"model.{name} = {getattr(self, name)}: it must be above 0")

@@ -7,3 +7,6 @@ CONTACTS_FILE = "contacts.sqlite"
 LIBRARY_FILE = "library.sqlite"
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
+
+ARRAYS = "<arrays>"
+"""What a run's config.toml has in place of DATA where it was trained on arrays of tokens."""

@@ -2,8 +2,10 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.data.files import ARRAYS
 from twingpt.data.tokens.template import prompt_segments
 from twingpt.data.tokens.tokenizer import Tokenizer
 
@@ -41,10 +43,20 @@ def read_text(path: Path) -> str:
 
 def trained_on_placeholders(run_dir: Path) -> bool:
     """Whether `prepare --contacts mask` made the text of a run; False for one that does not say so."""
+    return bool(_said_of(run_dir, "contacts") == "mask")
+
+
+def trained_on_arrays(run_dir: Path) -> bool:
+    """Whether a run knows tokens only, and no text."""
+    return bool(_said_of(run_dir, "data") == ARRAYS)
+
+
+def _said_of(run_dir: Path, name: str) -> Any:
+    """A setting at the top of a run's config.toml; None where there is none that can be read."""
     try:
-        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8")).get("contacts") == "mask"
+        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8")).get(name)
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def question_prompt(

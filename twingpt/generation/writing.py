@@ -15,6 +15,7 @@ from twingpt.data.tokens.template import END_ANSWER, END_SUMMARY, EOS
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Batcher, FinishReason, Request
 from twingpt.generation.pieces import Piece, TextWriter
+from twingpt.generation.prompts import trained_on_arrays
 
 if TYPE_CHECKING:
     from twingpt.data.library.contact_store import ContactStore
@@ -103,6 +104,11 @@ def stop_tokens(tokenizer: Tokenizer) -> frozenset[int]:
 def load_tokenizer(run_dir: Path) -> Tokenizer:
     """Raises TwinGPTError if the run has no tokenizer, or a damaged one."""
     path = run_dir / TOKENIZER_FILE
+    if not path.is_file() and trained_on_arrays(run_dir):
+        raise TwinGPTError(
+            f"{run_dir} was trained on arrays of tokens, so it has no tokenizer to read or write text with: "
+            f"put the {TOKENIZER_FILE} there that made the arrays, if twingpt made it"
+        )
     if not path.is_file():
         raise TwinGPTError(f"{path} is missing: copy the tokenizer.json that the model was trained with there")
     # A prompt is encoded before the fast encoder is ready.

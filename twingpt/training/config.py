@@ -8,76 +8,14 @@ from typing import Any, get_args
 
 import tomli_w
 
-from twingpt.core.backend import DeviceChoice, EngineConfig, EngineSettings
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.presets import find_preset
-from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.spec import GPTSpec, build
 from twingpt.data.prepare.settings import Contacts
+from twingpt.training.recipe import TrainConfig as TrainConfig
 from twingpt.weights.format import write_whole
 
 CONFIG_FILE = "config.toml"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig(EngineSettings):
-    """Defaults are the user's recipe: AdamW at a constant 3e-4.
-
-    steps: updates in all; it defines the schedule.
-    batch_size: sequences an update; micro_batch divides it (0: chosen so that it fits into memory).
-    schedule, decay_fraction: see core.schedule. The engine's own settings: see core.backend.EngineSettings.
-    eval_every, save_every: in steps, 0 = only at the end. log_every: steps between two lines of metrics.
-    eval_windows: validation windows an evaluation looks at, spread evenly (0: all).
-    keep_last: checkpoints kept besides the best one (0: all).
-    """
-
-    steps: int = 20_000
-    batch_size: int = 16
-    micro_batch: int = 0
-    learning_rate: float = 3e-4
-    min_learning_rate: float = 0.0
-    schedule: ScheduleKind = "constant"
-    warmup_steps: int = 0
-    decay_fraction: float = 0.2
-    eval_every: int = 500
-    save_every: int = 500
-    log_every: int = 10
-    eval_windows: int = 100
-    keep_last: int = 3
-    sample_tokens: int = 120
-
-    def __post_init__(self) -> None:
-        EngineSettings.__post_init__(self)
-        for name in ("steps", "batch_size", "log_every", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 1")
-        for name in ("micro_batch", "warmup_steps", "eval_every", "save_every", "eval_windows", "keep_last", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be at least 0")
-        if self.micro_batch and self.batch_size % self.micro_batch:
-            raise UsageError(f"train.micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}")
-        for name in ("learning_rate", "muon_lr_scale"):
-            if getattr(self, name) <= 0.0:
-                raise UsageError(f"train.{name} = {getattr(self, name)}: it must be above 0")
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches an update."""
-        return self.batch_size // (self.micro_batch or self.batch_size)
-
-    def lr_schedule(self) -> Schedule:
-        return Schedule(
-            kind=self.schedule,
-            peak=self.learning_rate,
-            floor=self.min_learning_rate,
-            warmup_steps=self.warmup_steps,
-            steps=self.steps,
-            decay_fraction=self.decay_fraction,
-        )
-
-    def engine(self, device: DeviceChoice) -> EngineConfig:
-        shared = [field.name for field in dataclasses.fields(EngineSettings)]
-        return EngineConfig(device=device, **{name: getattr(self, name) for name in shared})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,7 @@
 """From folders and options to a Trainer: what is checked, and in which order, before anything is written."""
 
 import dataclasses
-import hashlib
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +11,11 @@ from twingpt.checks.causality import probe_spec, startup_check
 from twingpt.core.backend import Backend, DeviceChoice, create_backend, join_world
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.memory import machine_memory
-from twingpt.core.sampling import Sampling
+from twingpt.core.spec import GPTSpec, build
 from twingpt.core.world import Alone, World, launched_for
-from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
-from twingpt.data.prepare.settings import contacts_of
-from twingpt.data.tokens.batches import Batches
-from twingpt.data.tokens.manifest import Manifest
-from twingpt.data.tokens.template import Sample
-from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.model import Model
-from twingpt.generation.writing import load_tokenizer
+from twingpt.data.files import ARRAYS
+from twingpt.data.tokens.arrays import TokenArrays
+from twingpt.data.tokens.batches import BatchSource
 from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config, named_settings
 from twingpt.training.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.training.guards import check_disk
@@ -30,6 +23,7 @@ from twingpt.training.lock import RunLock
 from twingpt.training.probe import probe
 from twingpt.training.ranks import Watchdog, check_agreement, check_launcher, local_batch
 from twingpt.training.restart import RunningMark
+from twingpt.training.sources import DataArrays, DataFolder, RunData
 from twingpt.training.trainer import Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
 
@@ -40,11 +34,14 @@ PROBE_STEPS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What the command line was asked for. model and train hold only the settings that were given."""
+    """What the command line, or a program, asks for. model and train hold only the settings that were given."""
 
     run_dir: Path
     data_dir: Path | None
+    """None: the run's own, or the arrays."""
     backend: str
+    arrays: TokenArrays | None = None
+    """What to train on instead of DATA."""
     device: DeviceChoice = "auto"
     preset: str | None = None
     """None: DEFAULT_PRESET for a new run."""
@@ -84,9 +81,7 @@ class Resolved:
     """
 
     config: RunConfig
-    data_dir: Path
-    manifest: Manifest
-    tokenizer: Tokenizer
+    data: RunData
     checkpoint: Checkpoint | None
     fingerprint: dict[str, str]
     notes: list[str]
@@ -96,8 +91,8 @@ class Resolved:
 class Checked:
     """What was found fit to begin: the data, and how many sequences fit into memory at a time."""
 
-    train: Batches
-    val: Batches
+    train: BatchSource
+    val: BatchSource
     memory: MemoryPlan
     notes: list[str]
 
@@ -124,19 +119,11 @@ def resolve(request: TrainRequest) -> Resolved:
     Raises UsageError for settings that cannot be meant, TwinGPTError for a run or DATA that cannot be used.
     """
     checkpoint, notes = _find_checkpoint(request)
-    data_dir = _data_dir(request)
-    manifest = Manifest.load(data_dir)
-    tokenizer = load_tokenizer(data_dir)
-    if tokenizer.sha256 != manifest.tokenizer_sha256:
-        raise TwinGPTError(f"{data_dir / TOKENIZER_FILE} is not what {data_dir} was packed with: run prepare again")
-    config, more = _config(request, manifest, data_dir, checkpoint)
-    fingerprint = {
-        "data": hashlib.sha256(f"{manifest.train.sha256} {manifest.val.sha256}".encode()).hexdigest(),
-        "tokenizer": manifest.tokenizer_sha256,
-        # It decides the data order and dropout: another one would be another run.
-        "seed": str(config.train.seed),
-    }
-    return Resolved(config, data_dir, manifest, tokenizer, checkpoint, fingerprint, notes + more)
+    data = _data(request)
+    config, more = _config(request, data, checkpoint)
+    # The seed decides the data order and dropout: another one would be another run.
+    fingerprint = {**data.fingerprint(), "seed": str(config.train.seed)}
+    return Resolved(config, data, checkpoint, fingerprint, notes + more)
 
 
 def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callable[[], None]) -> Checked:
@@ -147,8 +134,7 @@ def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callabl
     config = resolved.config
     if resolved.checkpoint is not None:
         check_resumable(config, resolved.fingerprint, resolved.checkpoint)
-    train = Batches(resolved.data_dir, resolved.manifest, "train", config.model.block_size, config.train.seed)
-    val = Batches(resolved.data_dir, resolved.manifest, "val", config.model.block_size)
+    train, val = resolved.data.batches(config.model.block_size, config.train.seed)
     startup_check(request.backend, config.model, config.train.engine(request.device))
     beat()
     memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world), beat)
@@ -167,16 +153,16 @@ def open_run(
     together = {"--stop-at": str(request.stop_at), "--json": str(not request.estimate_time)}
     check_agreement(world, config, resolved.fingerprint, checkpoint, together)
     first = world.rank == 0
-    lock = _open_folder(request.run_dir, resolved.data_dir, config, checkpoint) if first else None
+    lock = _open_folder(request.run_dir, resolved.data, config, checkpoint) if first else None
     trainer = Trainer(
         request.run_dir,
         dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=checked.memory.micro_batch)),
         backend,
         checked.train,
         checked.val,
-        token_bytes=resolved.tokenizer.token_bytes(),
+        token_bytes=resolved.data.token_bytes(config.model.vocab_size),
         fingerprint=resolved.fingerprint,
-        write_sample=_sample_writer(resolved, backend) if first else None,
+        write_sample=resolved.data.sample_writer(backend, config.train) if first else None,
         resume_from=checkpoint,
         world=world,
         beat=beat,
@@ -184,11 +170,11 @@ def open_run(
     return Session(trainer, backend, config, checked.memory, resolved.notes + checked.notes, lock, world)
 
 
-def _open_folder(run_dir: Path, data_dir: Path, config: RunConfig, checkpoint: Checkpoint | None) -> RunLock:
+def _open_folder(run_dir: Path, data: RunData, config: RunConfig, checkpoint: Checkpoint | None) -> RunLock:
     check_disk(CheckpointStore(run_dir), config.model, config.train)
     lock = _claim(run_dir, checkpoint)
     try:
-        _copy_data_files(data_dir, run_dir)
+        data.copy_files(run_dir)
         if checkpoint is None or checkpoint.progress.step < config.train.steps:
             config.save(run_dir)
     except OSError as error:
@@ -207,14 +193,6 @@ def _claim(run_dir: Path, checkpoint: Checkpoint | None) -> RunLock:
     if (checkpoint is None and steps) or (checkpoint is not None and checkpoint.progress.step not in steps):
         raise TwinGPTError(f"{run_dir} was trained by another twingpt meanwhile: run the same command again")
     return lock
-
-
-def _copy_data_files(data_dir: Path, run_dir: Path) -> None:
-    for name in (TOKENIZER_FILE, CONTACTS_FILE, LIBRARY_FILE):
-        # Beside and renamed: an interrupted copy must not stay for good.
-        if (data_dir / name).is_file() and not (run_dir / name).exists():
-            shutil.copyfile(data_dir / name, run_dir / f".{name}.tmp")
-            (run_dir / f".{name}.tmp").replace(run_dir / name)
 
 
 def _plan_memory(
@@ -277,40 +255,43 @@ def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str
     return None, [*notes, f"{request.run_dir} ended before its first checkpoint: starting from step 0"]
 
 
-def _data_dir(request: TrainRequest) -> Path:
+def _data(request: TrainRequest) -> RunData:
+    if request.arrays is not None:
+        return DataArrays(request.arrays)
     if request.data_dir is not None:
-        return request.data_dir
+        return DataFolder.open(request.data_dir)
     if not request.resume:
         raise UsageError("--data is missing: the folder that `twingpt prepare` wrote")
-    return Path(RunConfig.load(request.run_dir).data)
+    data = RunConfig.load(request.run_dir).data
+    if data == ARRAYS:
+        raise UsageError(
+            f"{request.run_dir} was trained on arrays of tokens: go on in Python, with "
+            "twingpt.train(RUN, data=(train_tokens, val_tokens), resume=True)"
+        )
+    return DataFolder.open(Path(data))
 
 
-def _config(
-    request: TrainRequest, manifest: Manifest, data_dir: Path, checkpoint: Checkpoint | None
-) -> tuple[RunConfig, list[str]]:
+def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None) -> tuple[RunConfig, list[str]]:
     """(the settings of the run, what should be known of them)."""
-    data, notes = str(data_dir.resolve()), list[str]()
     if not request.resume:
-        model = {"vocab_size": manifest.vocab_size, **request.model}
         preset = request.preset or DEFAULT_PRESET
+        named, _ = named_settings(preset, request.config_file)
+        own, notes = data.model_settings({**named, **request.model})
+        model = {**own, **request.model}
         config = make_config(
-            preset=preset, config_file=request.config_file, model=model, train=request.train, data=data
+            preset=preset, config_file=request.config_file, model=model, train=request.train, data=data.name
         )
     else:
         stored = RunConfig.load(request.run_dir)
         config = RunConfig(
-            model=dataclasses.replace(stored.model, **request.model),
-            train=dataclasses.replace(stored.train, **request.train),
-            data=data,
+            model=build(GPTSpec, {**stored.model.to_dict(), **request.model}, "model"),
+            train=build(TrainConfig, {**dataclasses.asdict(stored.train), **request.train}, "train"),
+            data=data.name,
         )
         _check_named(request, config)
         notes = _schedule_notes(stored.train, config.train, checkpoint)
-    config = dataclasses.replace(config, contacts=contacts_of(data_dir))
-    if config.model.vocab_size != manifest.vocab_size:
-        raise UsageError(
-            f"model.vocab_size = {config.model.vocab_size}, but the tokenizer in {data_dir} has {manifest.vocab_size}"
-        )
-    return config, notes
+    data.check_model(config.model)
+    return dataclasses.replace(config, contacts=data.contacts), notes
 
 
 def _check_named(request: TrainRequest, config: RunConfig) -> None:
@@ -336,31 +317,3 @@ def _schedule_notes(stored: TrainConfig, config: TrainConfig, checkpoint: Checkp
     if not math.isclose(before, after):
         rate += f" instead of {before:.3g}, as its schedule is drawn anew over all steps"
     return [f"{config.steps:,} steps instead of {stored.steps:,}: {rate}"]
-
-
-def _sample_writer(resolved: Resolved, backend: Backend) -> Callable[[int], str] | None:
-    """Answers the first validation question, or writes on from [BOS] where the text has no questions."""
-    config = resolved.config.train
-    if config.sample_tokens == 0:
-        return None
-    question = _validation_question(resolved.data_dir) if resolved.manifest.template == "qa" else None
-    model, sampling = Model(backend, resolved.tokenizer), Sampling(seed=config.seed)
-
-    def write(tokens: int) -> str:
-        if question is None:
-            return model.generate("", sampling=sampling, max_new_tokens=tokens)
-        return f"{question}\n{model.generate(question=question, sampling=sampling, max_new_tokens=tokens)}"
-
-    return write
-
-
-def _validation_question(data_dir: Path) -> str | None:
-    path = data_dir / "samples.jsonl"
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            sample = Sample.from_json(line)
-            if sample.split == "val" and sample.question is not None:
-                return sample.question
-    return None

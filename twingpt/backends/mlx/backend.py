@@ -11,9 +11,9 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
-from twingpt.backends.mlx import cpu
 from twingpt.backends.mlx.distributed import GradientSum, is_peer_lost
 from twingpt.backends.mlx.model import GPT, CacheView, KVCache
+from twingpt.backends.mlx.ops import choose_ops
 from twingpt.backends.mlx.step import Moments, clip_and_update, create_optimizer, eval_loss_sum, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
@@ -65,17 +65,18 @@ class MLXBackend:
         self.spec = spec
         self.config = config
         self._device, self.device = choose_device(config.device)
+        self._ops = choose_ops(self.device)
         self._table = parameter_table(spec)
         self._dtype = mx.bfloat16 if config.precision == "bfloat16" else mx.float32
         with mx.stream(self._device):
-            self._model = GPT(spec, self._dtype, config.activation_checkpointing)
+            self._model = GPT(spec, self._dtype, config.activation_checkpointing, self._ops)
             self._moments = create_optimizer(self._table, config)
         self._set_weights({name: mx.zeros(param.shape) for name, param in self._table.items()})
         self._rank, self._ranks = (world.rank, world.size) if world else (0, 1)
         self._gradient_sum = GradientSum(world) if world and self._ranks > 1 else None
         self._loss_and_grads = mx.value_and_grad(self._loss)
-        self._micro_step = (cpu.in_parts if self.device == "cpu" else mx.compile)(self._loss_and_grads)
-        self._update = mx.compile(clip_and_update(self._table, config))
+        self._micro_step = self._ops.micro_step(self._loss_and_grads)
+        self._update = mx.compile(clip_and_update(self._table, config, self._ops))
         self._compiled_decode = mx.compile(self._one_token_each, inputs=[self._model.state])
         self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
 
@@ -120,13 +121,13 @@ class MLXBackend:
 
     @on_device
     def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
-        cpu.use_blas_threads()
+        self._ops.take_all_threads()
         loss = eval_loss_sum(self._model, _to_mlx(inputs), _to_mlx(targets), self.config.loss_chunk)
         return float(loss), int((targets >= 0).sum())
 
     @on_device
     def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
-        cpu.use_blas_threads()
+        self._ops.take_all_threads()
         weights = self._weights()
         loss, grads = self._loss_and_grads(weights, _to_mlx(inputs), _to_mlx(targets), None)
         self._set_weights(weights)
@@ -135,7 +136,7 @@ class MLXBackend:
 
     @on_device
     def logits(self, tokens: Array) -> NDArray[np.float32]:
-        cpu.use_blas_threads()
+        self._ops.take_all_threads()
         return _to_numpy(self._model.logits(self._model(_to_mlx(tokens))))
 
     @on_device
@@ -156,7 +157,7 @@ class MLXBackend:
         span = attention_span(max(lengths) + 1, cache.capacity)
         positions, mask = decode_plan(lengths, span)
         run = slot_run(slots)
-        if self.device == "cpu" and run is not None:
+        if self._ops.compiled_decoding and run is not None:
             logits = self._decode_run(cache, run, tokens, positions, mask)
         else:
             view = CacheView(cache.k, cache.v, mx.array(slots), mx.array(positions), span, mx.array(mask), run)
@@ -169,7 +170,7 @@ class MLXBackend:
         self, cache: KVCache, run: slice, tokens: Array, positions: Array, mask: Array
     ) -> NDArray[np.float32]:
         """decode of slots that follow each other, without making their graph in Python again."""
-        cpu.use_blas_threads()
+        self._ops.take_all_threads()
         # Held by the graph alone, the cache can be written in place.
         k, v, cache.k, cache.v = cache.k, cache.v, [], []
         logits, cache.k, cache.v = self._compiled_decode(
@@ -228,7 +229,7 @@ class MLXBackend:
         mx.synchronize(mx.default_stream(self._device))
 
     def _cached_logits(self, tokens: Array, view: CacheView, last: int) -> NDArray[np.float32]:
-        cpu.use_blas_threads()
+        self._ops.take_all_threads()
         hidden = self._model(_to_mlx(tokens), view)
         logits = self._model.logits(hidden[:, last])
         mx.eval(logits, view.k, view.v)

@@ -52,7 +52,9 @@ def prepare() -> None:
     # On an M5 and on CUDA, MLX would compute float32 products in TF32 (mlx#3860): here float32 means float32.
     # MLX_ENABLE_TF32=1 in the environment trades the precision for speed.
     os.environ.setdefault(TF32, "0")
-    from twingpt.backends.mlx import OPENBLAS  # noqa: F401
+    from twingpt.backends.mlx.linux_cpu import blas
+
+    blas.load()
 
 
 def launch(hosts: Sequence[Host], command: list[str]) -> Launch:

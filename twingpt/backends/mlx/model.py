@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from twingpt.backends.mlx import cpu
+from twingpt.backends.mlx.ops import PLAIN_OPS, Ops
 from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
 
@@ -20,8 +20,9 @@ SITES = 3
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, spec: GPTSpec, dtype: mx.Dtype) -> None:
+    def __init__(self, spec: GPTSpec, dtype: mx.Dtype, ops: Ops) -> None:
         super().__init__()
+        self.ops = ops
         self.n_head, self.kv_heads, self.head_dim = spec.n_head, spec.kv_heads, spec.head_dim
         self.dropout = spec.dropout
         self.qkv = Linear(spec.n_embd, (spec.n_head + 2 * spec.kv_heads) * spec.head_dim, spec.bias, dtype)
@@ -41,27 +42,19 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v, mask = cache.update(k, v)
         scale = self.head_dim**-0.5
-        if keys is None and not (cpu.here() and mask is None):
-            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
+        if keys is None:
+            y = self.ops.attention(q, k, v, scale, mask)
         else:
             if self.kv_heads != self.n_head:
                 k, v = (mx.repeat(part, self.n_head // self.kv_heads, axis=1) for part in (k, v))
-            y = drop(causal_softmax((q * scale) @ k.swapaxes(2, 3)), self.dropout, keys) @ v
+            y = drop(self.ops.causal_softmax((q * scale) @ k.swapaxes(2, 3)), self.dropout, keys) @ v
         return drop(self.proj(y.swapaxes(1, 2).reshape(B, T, -1)), self.dropout, keys)
 
 
-def causal_softmax(scores: mx.array) -> mx.array:
-    """[..., T, T] over the last axis, up to the query's own position."""
-    causal = mx.tri(scores.shape[-1], dtype=mx.bool_)
-    lowest = mx.finfo(scores.dtype).min
-    if cpu.here() and scores.dtype == mx.float32:
-        return cpu.softmax(scores + mx.where(causal, 0.0, lowest / 2))
-    return mx.softmax(mx.where(causal, scores, lowest), axis=-1, precise=True)
-
-
 class MLP(nn.Module):
-    def __init__(self, spec: GPTSpec, dtype: mx.Dtype) -> None:
+    def __init__(self, spec: GPTSpec, dtype: mx.Dtype, ops: Ops) -> None:
         super().__init__()
+        self.ops = ops
         self.dropout = spec.dropout
         self.activation = spec.activation
         self.fc = Linear(spec.n_embd, spec.hidden, spec.bias, dtype)
@@ -74,21 +67,21 @@ class MLP(nn.Module):
 
     def hidden(self, x: mx.array) -> mx.array:
         if self.activation == "swiglu":
-            return (cpu.silu if cpu.here() else nn.silu)(self.gate(x)) * self.fc(x)
+            return self.ops.silu(self.gate(x)) * self.fc(x)
         if self.activation == "relu2":
             return nn.relu2(self.fc(x))
         if self.activation == "gelu_tanh":
-            return (cpu.gelu_tanh if cpu.here() else nn.gelu_approx)(self.fc(x))
-        return (cpu.gelu if cpu.here() else nn.gelu)(self.fc(x))
+            return self.ops.gelu_tanh(self.fc(x))
+        return self.ops.gelu(self.fc(x))
 
 
 class Block(nn.Module):
-    def __init__(self, spec: GPTSpec, dtype: mx.Dtype) -> None:
+    def __init__(self, spec: GPTSpec, dtype: mx.Dtype, ops: Ops) -> None:
         super().__init__()
         self.ln1 = norm(spec)
-        self.attn = CausalSelfAttention(spec, dtype)
+        self.attn = CausalSelfAttention(spec, dtype, ops)
         self.ln2 = norm(spec)
-        self.mlp = MLP(spec, dtype)
+        self.mlp = MLP(spec, dtype, ops)
 
     def __call__(
         self, x: mx.array, rope: Rope | None, cache: LayerCache | None, site_keys: mx.array | None
@@ -105,17 +98,21 @@ class GPT(nn.Module):
 
     dtype: of the matrix products; the residual stream and the norms stay float32.
     activation_checkpointing: in training, keep each block's input only and compute the block again for its gradient.
+    ops: what it computes with, as `choose_ops` gives it for the device.
     """
 
-    def __init__(self, spec: GPTSpec, dtype: mx.Dtype, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self, spec: GPTSpec, dtype: mx.Dtype, activation_checkpointing: bool = False, ops: Ops = PLAIN_OPS
+    ) -> None:
         super().__init__()
+        self.ops = ops
         self.activation_checkpointing = activation_checkpointing
         self.dropout = spec.dropout
         self.dtype = dtype
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
         if spec.position == "learned":
             self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
-        self.blocks = [Block(spec, dtype) for _ in range(spec.n_layer)]
+        self.blocks = [Block(spec, dtype, ops) for _ in range(spec.n_layer)]
         self.ln_f = norm(spec)
         if not spec.tie_embeddings:
             self.head = Linear(spec.n_embd, spec.vocab_size, False, dtype)

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from twingpt.backends.mlx import cpu
 from twingpt.backends.mlx.model import GPT
+from twingpt.backends.mlx.ops import Each, Ops, counted_logits
 from twingpt.core.backend import EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
@@ -19,7 +19,7 @@ Tree = dict[str, mx.array]
 """Arrays by canonical parameter name."""
 
 
-def _chunked_cross_entropy(chunk: int) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
+def _chunked_cross_entropy(ops: Ops, chunk: int) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
     """Summed cross-entropy whose logits exist for one chunk of tokens at a time.
 
     The gradient is made in the forward pass, while a chunk's logits are at hand: softmax(logits) - onehot(target).
@@ -33,18 +33,9 @@ def _chunked_cross_entropy(chunk: int) -> Callable[..., tuple[mx.array, mx.array
         for h, target in _chunks(hidden, targets, chunk):
             # MLX runs what only the end needs at the end: a chunk's logits would wait for that, with every other's.
             (h,) = mx.depends([h], [loss, grad_weight, *grad_hidden[-1:]])
-            if cpu.here() and h.dtype == mx.float32:
-                new_loss, g, more = cpu.cross_entropy(h, weight, target)
-                loss, grad_weight = loss + new_loss, grad_weight + more
-                grad_hidden.append(g)
-                continue
-            logits, log_z, index, counted = _logits(h, weight, target)
-            losses = log_z - mx.take_along_axis(logits, index, axis=1)
-            loss = loss + mx.where(counted, losses, 0.0).sum()
-            onehot = mx.arange(logits.shape[1]) == index
-            g = (mx.where(counted, mx.exp(logits - log_z) - onehot, 0.0)).astype(h.dtype)
-            grad_hidden.append(g @ weight.astype(h.dtype))
-            grad_weight = grad_weight + (g.T @ h).astype(mx.float32)
+            new_loss, g, more = ops.cross_entropy(h, weight, target)
+            loss, grad_weight = loss + new_loss, grad_weight + more
+            grad_hidden.append(g)
         (loss,) = mx.depends([loss], [grad_weight])
         return loss, mx.concatenate(grad_hidden), grad_weight
 
@@ -64,16 +55,10 @@ def _chunks(hidden: mx.array, targets: mx.array, chunk: int) -> Iterator[tuple[m
         yield hidden[start : start + chunk], targets[start : start + chunk, None]
 
 
-def _logits(h: mx.array, weight: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """(float32 logits [n, V], log of their partition sum [n, 1], target index [n, 1], counted [n, 1])."""
-    logits = (h @ weight.astype(h.dtype).T).astype(mx.float32)
-    return logits, mx.logsumexp(logits, axis=1, keepdims=True), mx.maximum(target, 0), target >= 0
-
-
 def loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int, key: mx.array | None = None) -> mx.array:
     """Summed cross-entropy in nats of int32 [B, T] over the targets that are not -1; differentiable."""
     hidden = model(inputs, key=key).flatten(0, 1).astype(model.dtype)
-    return _chunked_cross_entropy(chunk)(hidden, model.head_weight, targets.flatten())[0]
+    return _chunked_cross_entropy(model.ops, chunk)(hidden, model.head_weight, targets.flatten())[0]
 
 
 def eval_loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int) -> mx.array:
@@ -82,7 +67,7 @@ def eval_loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int) -
     loss = mx.array(0.0)
     for h, target in _chunks(hidden, targets.flatten(), chunk):
         (h,) = mx.depends([h], [loss])
-        logits, log_z, index, counted = _logits(h, model.head_weight, target)
+        logits, log_z, index, counted = counted_logits(h, model.head_weight, target)
         loss = loss + mx.where(counted, log_z - mx.take_along_axis(logits, index, axis=1), 0.0).sum()
     return loss
 
@@ -111,7 +96,7 @@ def create_optimizer(table: dict[str, Param], config: EngineConfig) -> Moments:
 
 
 def clip_and_update(
-    table: dict[str, Param], config: EngineConfig
+    table: dict[str, Param], config: EngineConfig, ops: Ops
 ) -> Callable[..., tuple[Tree, list[Any], mx.array, mx.array]]:
     """The update as one pure function, for mx.compile to fuse.
 
@@ -119,31 +104,31 @@ def clip_and_update(
     clipping, whether the update was applied). Means are made from the sums, the global norm is clipped, and the
     optimizer is applied; mlx.optimizers has no way to leave everything alone when a gradient is not finite.
     """
-    spread = cpu.Spread({name: math.prod(param.shape) for name, param in table.items()})
+    each = ops.each({name: math.prod(param.shape) for name, param in table.items()})
 
     def update(
         weights: Tree, arrays: list[Any], grads: Tree, loss: mx.array, tokens: mx.array, lr: mx.array
     ) -> tuple[Tree, list[Any], mx.array, mx.array]:
         # Row by row: MLX on the CPU adds up a large tensor in one float32, 1.6e-4 off at 2,000 x 128.
-        squares = spread(lambda _, grad: mx.square(grad).sum(axis=-1).sum(), grads)
+        squares = each(lambda _, grad: mx.square(grad).sum(axis=-1).sum(), grads)
         norm = mx.sqrt(mx.stack(list(squares.values())).sum()) / tokens
         scale = 1.0 / tokens
         if config.grad_clip > 0.0:
             # The 1e-6 keeps a zero gradient from dividing by zero, as in torch.nn.utils.clip_grad_norm_.
             scale = scale * mx.minimum(config.grad_clip / (norm + 1e-6), 1.0)
         finite = mx.isfinite(norm) & mx.isfinite(loss)
-        grads = spread(lambda _, grad: grad * scale, grads)
+        grads = each(lambda _, grad: grad * scale, grads)
         old = Moments(*arrays)
-        new_weights, new = _adamw(weights, old, grads, lr, table, config, spread)
+        new_weights, new = _adamw(weights, old, grads, lr, table, config, each)
         if old.momentum:
-            more_weights, new.momentum = _muon(weights, old.momentum, grads, lr, table, config)
+            more_weights, new.momentum = _muon(weights, old.momentum, grads, lr, table, config, ops)
             new.muon_count = old.muon_count + 1
             new_weights |= more_weights
 
         def applied(old: Any, new: Any) -> Any:
             if isinstance(old, mx.array):
                 return mx.where(finite, new, old)
-            return spread(lambda name, old: mx.where(finite, new[name], old), old)
+            return each(lambda name, old: mx.where(finite, new[name], old), old)
 
         return applied(weights, new_weights), list(map(applied, arrays, new.arrays())), norm, finite
 
@@ -157,24 +142,24 @@ def _adamw(
     lr: mx.array,
     table: dict[str, Param],
     config: EngineConfig,
-    spread: cpu.Spread,
+    each: Each,
 ) -> tuple[Tree, Moments]:
     """(new weights of AdamW's parameters, new moments)."""
     count = moments.count + 1
     step_size = lr / (1.0 - config.beta1**count)
     root_correction = mx.sqrt(1.0 - config.beta2**count)
-    m = spread(lambda name, m: config.beta1 * m + (1.0 - config.beta1) * grads[name], moments.m)
-    v = spread(lambda name, v: config.beta2 * v + (1.0 - config.beta2) * mx.square(grads[name]), moments.v)
+    m = each(lambda name, m: config.beta1 * m + (1.0 - config.beta1) * grads[name], moments.m)
+    v = each(lambda name, v: config.beta2 * v + (1.0 - config.beta2) * mx.square(grads[name]), moments.v)
 
     def moved(name: str, m: mx.array) -> mx.array:
         weight = weights[name] * (1.0 - lr * (config.weight_decay if table[name].decay else 0.0))
         return weight - step_size * m / (mx.sqrt(v[name]) / root_correction + config.eps)
 
-    return spread(moved, m), Moments(m, v, count, moments.momentum, moments.muon_count)
+    return each(moved, m), Moments(m, v, count, moments.momentum, moments.muon_count)
 
 
 def _muon(
-    weights: Tree, momentum: Tree, grads: Tree, lr: mx.array, table: dict[str, Param], config: EngineConfig
+    weights: Tree, momentum: Tree, grads: Tree, lr: mx.array, table: dict[str, Param], config: EngineConfig, ops: Ops
 ) -> tuple[Tree, Tree]:
     """(new weights of Muon's matrices, new momentum): the rule of twingpt.core.muon, one shape at a time."""
     lr, beta = lr * config.muon_lr_scale, config.muon_momentum
@@ -182,7 +167,7 @@ def _muon(
     directions = {name: grads[name] + beta * new for name, new in momentum.items()}
     updates: dict[str, list[mx.array]] = {name: [] for name in momentum}
     for (rows, columns), group in matrices_by_shape(table).items():
-        for own in cpu.in_turn(group):
+        for own in ops.in_turn(group):
             x = mx.stack([directions[matrix.name][matrix.start : matrix.stop] for matrix in own])
             for matrix, update in zip(own, orthogonal(x) * update_scale(rows, columns), strict=True):
                 updates[matrix.name].append(update)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from twingpt.backends.torch_mps.distributed import GradientSum
 from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache, causal_flag_leaks
+from twingpt.backends.torch_mps.ops import choose_ops
 from twingpt.backends.torch_mps.step import Optimizer, clip_and_update, loss_sum
 from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
@@ -62,7 +63,7 @@ class TorchBackend:
         self.device = self._device.type
         self._table = parameter_table(spec)
         with torch.device("meta"):
-            model = GPT(spec, config.activation_checkpointing)
+            model = GPT(spec, config.activation_checkpointing, choose_ops(self.device))
         self._model = model.to_empty(device=self._device)
         self._model.make_rope(spec)
         self._dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from twingpt.backends.torch_mps.ops import PLAIN_OPS, Ops
 from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, spec: GPTSpec) -> None:
+    def __init__(self, spec: GPTSpec, ops: Ops) -> None:
         super().__init__()
         self.n_head, self.kv_heads, self.head_dim = spec.n_head, spec.kv_heads, spec.head_dim
         self.dropout = spec.dropout
         self.widths = [heads * spec.head_dim for heads in (spec.n_head, spec.kv_heads, spec.kv_heads)]
-        self.qkv = Linear(spec.n_embd, sum(self.widths), bias=spec.bias)
+        self.qkv = Linear(spec.n_embd, sum(self.widths), spec.bias, ops)
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.proj = Linear(self.widths[0], spec.n_embd, bias=spec.bias)
+        self.proj = Linear(self.widths[0], spec.n_embd, spec.bias, ops)
         self.resid_drop = nn.Dropout(spec.dropout)
         self.explicit_mask = False
 
@@ -48,13 +49,13 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, spec: GPTSpec) -> None:
+    def __init__(self, spec: GPTSpec, ops: Ops) -> None:
         super().__init__()
         self.activation = spec.activation
-        self.fc = Linear(spec.n_embd, spec.hidden, bias=spec.bias)
+        self.fc = Linear(spec.n_embd, spec.hidden, spec.bias, ops)
         if spec.gated:
-            self.gate = Linear(spec.n_embd, spec.hidden, bias=spec.bias)
-        self.proj = Linear(spec.hidden, spec.n_embd, bias=spec.bias)
+            self.gate = Linear(spec.n_embd, spec.hidden, spec.bias, ops)
+        self.proj = Linear(spec.hidden, spec.n_embd, spec.bias, ops)
         self.resid_drop = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,12 +70,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, spec: GPTSpec) -> None:
+    def __init__(self, spec: GPTSpec, ops: Ops) -> None:
         super().__init__()
         self.ln1 = norm(spec)
-        self.attn = CausalSelfAttention(spec)
+        self.attn = CausalSelfAttention(spec, ops)
         self.ln2 = norm(spec)
-        self.mlp = MLP(spec)
+        self.mlp = MLP(spec, ops)
 
     def forward(self, x: Tensor, rope: Rope | None, cache: LayerCache | None) -> Tensor:
         x = x + self.attn(self.ln1(x), rope, cache)
@@ -85,16 +86,18 @@ class GPT(nn.Module):
     """Decoder-only transformer after the spec. Weights come from outside (core.init or a checkpoint).
 
     activation_checkpointing: in training, keep each block's input only and compute the block again for its gradient.
+    ops: what it computes with, as `choose_ops` gives it for the device.
     """
 
-    def __init__(self, spec: GPTSpec, activation_checkpointing: bool = False) -> None:
+    def __init__(self, spec: GPTSpec, activation_checkpointing: bool = False, ops: Ops = PLAIN_OPS) -> None:
         super().__init__()
+        self.ops = ops
         self.activation_checkpointing = activation_checkpointing
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
         if spec.position == "learned":
             self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
         self.drop = nn.Dropout(spec.dropout)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.n_layer))
+        self.blocks = nn.ModuleList(Block(spec, ops) for _ in range(spec.n_layer))
         self.ln_f = norm(spec)
         if not spec.tie_embeddings:
             self.head = nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
@@ -105,9 +108,7 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, view: CacheView | None = None) -> Tensor:
         """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head."""
         positions = torch.arange(tokens.shape[1], device=tokens.device) if view is None else view.positions
-        # A tied embedding's gradient is whole for the head anyway: the few rows that the tokens name are added to that,
-        # and no second whole one is made.
-        x = F.embedding(tokens, self.tok_emb.weight, sparse=self.tied and adds_sparse(self.tok_emb.weight))
+        x = self.ops.embedding(tokens, self.tok_emb.weight, self.tied)
         if self.rope is None:
             x = x + self.pos_emb(positions)
         x = self.drop(x)
@@ -137,7 +138,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., n_embd] -> float32 logits [..., vocab_size]."""
-        return linear(hidden, self.head_weight, None).float()
+        return self.ops.linear(hidden, self.head_weight, None).float()
 
 
 def recomputed(block: nn.Module, x: Tensor, rope: Rope | None) -> Tensor:
@@ -169,40 +170,12 @@ def norm(spec: GPTSpec) -> nn.Module:
 
 
 class Linear(nn.Linear):
+    def __init__(self, n_in: int, n_out: int, bias: bool, ops: Ops) -> None:
+        super().__init__(n_in, n_out, bias=bias)
+        self.ops = ops
+
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-FEW_ROWS = 8
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear, but for the few rows of generation the other way round where MKL computes it.
-
-    A product with one row moves weights at 9 GB/s there, weight @ x.T with two columns or more at 15 to 19. From four
-    rows on it gains only where it makes more than it takes in.
-    """
-    rows, (n_out, n_in) = x.numel() // x.shape[-1], weight.shape
-    if torch.is_grad_enabled() or not multiplied_by_mkl(x, weight) or rows > (FEW_ROWS if n_out >= n_in else 2):
-        return F.linear(x, weight, bias)
-    flat = x.reshape(rows, -1)
-    y = (weight @ torch.cat((flat, flat)).T).T[:1] if rows == 1 else (weight @ flat.T).T
-    y = y if bias is None else y + bias
-    return y.reshape(*x.shape[:-1], -1)
-
-
-def multiplied_by_mkl(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkl.is_available()
-    )
-
-
-def adds_sparse(weight: Tensor) -> bool:
-    """Whether a sparse gradient can be added to a whole one there; Metal has no sparse tensors to rely on."""
-    return weight.device.type == "cpu"
+        return self.ops.linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -254,7 +227,7 @@ def causal_flag_leaks(spec: GPTSpec, device: torch.device, dtype: torch.dtype) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         attention = CausalSelfAttention(
-            replace(spec, n_head=heads, n_kv_head=0, n_embd=heads * spec.head_dim, dropout=0.0)
+            replace(spec, n_head=heads, n_kv_head=0, n_embd=heads * spec.head_dim, dropout=0.0), PLAIN_OPS
         ).eval()
         one, other = torch.randn(2, 1, longest, heads * spec.head_dim).to(device)
     attention.to(device)

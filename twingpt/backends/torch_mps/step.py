@@ -123,6 +123,27 @@ class Optimizer:
             parameter.grad = None
 
 
+def clip_and_update(
+    optimizer: Optimizer, loss: Tensor, tokens: int, config: EngineConfig, lr: float
+) -> tuple[Tensor, Tensor]:
+    """Turn summed gradients into means, clip their global norm, apply the optimizer; clears the gradients.
+
+    Returns (gradient norm before clipping, whether the update was applied), both still on the device. A batch without
+    a counted target has no mean: its norm is NaN, and as after any norm that is not finite, nothing is applied.
+    """
+    grads = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
+    # Row by row, as in the MLX engine: one float32 sum over a whole tensor is not exact enough to clip by.
+    norm = torch.linalg.vector_norm(torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in grads])) / tokens
+    scale = torch.full_like(norm, 1.0 / tokens if tokens else math.nan)
+    if config.grad_clip > 0.0:
+        # The 1e-6 keeps a zero gradient from dividing by zero, as in torch.nn.utils.clip_grad_norm_.
+        scale = scale * (config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, scale)
+    finite = torch.isfinite(norm) & torch.isfinite(loss)
+    optimizer.step(lr, finite)
+    return norm, finite
+
+
 class Muon:
     """The rule of twingpt.core.muon, on all matrices of one shape at a time."""
 
@@ -178,24 +199,3 @@ def skips_found_inf(device: torch.device) -> bool:
     optimizer.found_inf = torch.ones((), device=device)  # type: ignore[attr-defined]
     optimizer.step()
     return bool((probe == 1.0).all())
-
-
-def clip_and_update(
-    optimizer: Optimizer, loss: Tensor, tokens: int, config: EngineConfig, lr: float
-) -> tuple[Tensor, Tensor]:
-    """Turn summed gradients into means, clip their global norm, apply the optimizer; clears the gradients.
-
-    Returns (gradient norm before clipping, whether the update was applied), both still on the device. A batch without
-    a counted target has no mean: its norm is NaN, and as after any norm that is not finite, nothing is applied.
-    """
-    grads = [parameter.grad for parameter in optimizer.parameters.values() if parameter.grad is not None]
-    # Row by row, as in the MLX engine: one float32 sum over a whole tensor is not exact enough to clip by.
-    norm = torch.linalg.vector_norm(torch.cat([torch.linalg.vector_norm(g, dim=-1).flatten() for g in grads])) / tokens
-    scale = torch.full_like(norm, 1.0 / tokens if tokens else math.nan)
-    if config.grad_clip > 0.0:
-        # The 1e-6 keeps a zero gradient from dividing by zero, as in torch.nn.utils.clip_grad_norm_.
-        scale = scale * (config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, scale)
-    finite = torch.isfinite(norm) & torch.isfinite(loss)
-    optimizer.step(lr, finite)
-    return norm, finite

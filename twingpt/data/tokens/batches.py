@@ -31,6 +31,34 @@ class BatchSource(Protocol):
         """Up to `limit` numbers spread evenly over all windows; all of them for 0."""
 
 
+class Order:
+    """Which window comes when: each of `count` once an epoch, in an order keyed by (seed, epoch)."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        # Of the epoch asked for last, which is the one asked for next.
+        self._epoch = -1
+        self._permutation = np.zeros(0, dtype=np.int64)
+
+    def windows(self, position: int, count: int) -> list[int]:
+        """The numbers of the windows position .. position + count since the start of the run."""
+        return [self._at(index) for index in range(position, position + count)]
+
+    def _at(self, position: int) -> int:
+        epoch, index = divmod(position, self._count)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+            self._epoch, self._permutation = epoch, generator.permutation(self._count)
+        return int(self._permutation[index])
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """Up to `limit` of the numbers below `count`, spread evenly over them; all of them for 0."""
+    if limit == 0 or limit >= count:
+        return list(range(count))
+    return [i * count // limit for i in range(limit)]
+
+
 class Batches:
     """The windows of one split, in an order keyed by (seed, epoch): each once an epoch.
 
@@ -61,14 +89,14 @@ class Batches:
                 f"{data_dir / self._split.file} holds {len(self._tokens):,} tokens, fewer than one window of "
                 f"block_size {block_size}: use more text or a smaller block_size"
             )
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._order = Order(self.windows, seed)
 
     def batch(self, position: int, count: int) -> Batch:
         """(inputs, targets) int32 [count, T] of windows position .. position + count.
 
         position: windows consumed since the start of the run. Targets are NOT_COUNTED where the loss does not count.
         """
-        return self.gather([self._window_at(index) for index in range(position, position + count)])
+        return self.gather(self._order.windows(position, count))
 
     def gather(self, windows: list[int]) -> Batch:
         """(inputs, targets) of the windows with these numbers in the file."""
@@ -87,16 +115,7 @@ class Batches:
 
     def spread(self, limit: int) -> list[int]:
         """Up to `limit` window numbers spread evenly over the file; all of them for 0."""
-        if limit == 0 or limit >= self.windows:
-            return list(range(self.windows))
-        return [i * self.windows // limit for i in range(limit)]
-
-    def _window_at(self, position: int) -> int:
-        epoch, index = divmod(position, self.windows)
-        if self._order is None or self._order[0] != epoch:
-            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._order = (epoch, generator.permutation(self.windows))
-        return int(self._order[1][index])
+        return evenly(self.windows, limit)
 
     def _map(self, path: Path, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
         try:

@@ -8,26 +8,14 @@ that arrays are flattened first.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import math
-import operator
-from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from collections.abc import Callable
+from typing import cast
 
 import mlx.core as mx
 
-from twingpt.backends.mlx import OPENBLAS
-
-Item = TypeVar("Item")
-
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 """ln 2 in two parts, after Cody and Waite: small multiples of the first are exact in float32."""
-
-
-def here() -> bool:
-    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 def decay(x: mx.array) -> mx.array:
@@ -156,95 +144,3 @@ def cross_entropy(h: mx.array, weight: mx.array, target: mx.array) -> tuple[mx.a
     grad_h = (exponentials @ weight) * scale - weight[index] * counted
     grad_weight = (exponentials.T @ (h * scale)).at[index].subtract(h * counted)
     return (losses * counted).sum(), grad_h, grad_weight
-
-
-MOST_PARTS = 4
-"""Each part has weight gradients of its own."""
-
-BLAS_THREADS = OPENBLAS.openblas_get_num_threads() if OPENBLAS else 1
-STREAMS = [mx.new_thread_local_stream(mx.Device(mx.cpu)) for _ in range(min(BLAS_THREADS, MOST_PARTS))]
-
-
-def keep_freed_memory() -> None:
-    """glibc would hand a step's memory back to the system, which clears every page of it for the next one."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
-
-
-def use_blas_threads(number: int = BLAS_THREADS) -> None:
-    if OPENBLAS:
-        OPENBLAS.openblas_set_num_threads(number)
-
-
-def in_turn(items: list[Item]) -> Iterator[list[Item]]:
-    """The items in their order, a run of them for each part, whose stream is the default one meanwhile."""
-    if len(STREAMS) == 1 or not here():
-        yield items
-        return
-    for part, stream in enumerate(STREAMS):
-        own = items[part * len(items) // len(STREAMS) : (part + 1) * len(items) // len(STREAMS)]
-        if own:
-            with mx.stream(stream):
-                yield own
-
-
-class Spread:
-    """What is done to every parameter alone, done on the parts' streams: about as many numbers on each."""
-
-    def __init__(self, sizes: dict[str, int]) -> None:
-        loads = [0] * len(STREAMS)
-        self._part: dict[str, int] = {}
-        for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
-            part = self._part[name] = loads.index(min(loads))
-            loads[part] += size
-
-    def __call__(
-        self, function: Callable[[str, mx.array], mx.array], arrays: dict[str, mx.array]
-    ) -> dict[str, mx.array]:
-        """function(name, array) of each."""
-        if len(STREAMS) == 1 or not here():
-            return {name: function(name, array) for name, array in arrays.items()}
-        results = {}
-        for name, array in arrays.items():
-            with mx.stream(STREAMS[self._part[name]]):
-                results[name] = function(name, array)
-        return results
-
-
-LossAndGrads = Callable[..., tuple[mx.array, dict[str, mx.array]]]
-
-
-def in_parts(loss_and_grads: LossAndGrads) -> LossAndGrads:
-    """A summed loss and its gradients, of as many parts of a micro-batch at once as there are threads.
-
-    MLX computes on one thread a stream, and only OpenBLAS's products use more. With a thread a part, everything else
-    does too. loss_and_grads: (weights, inputs [B, T], targets [B, T], key, parts) -> (loss, gradients).
-    """
-    keep_freed_memory()
-    compute = mx.compile(loss_and_grads)
-
-    def run(
-        weights: dict[str, mx.array], inputs: mx.array, targets: mx.array, key: mx.array
-    ) -> tuple[mx.array, dict[str, mx.array]]:
-        rows, parts = len(inputs), len(STREAMS)
-        if not 1 < BLAS_THREADS == parts <= rows:
-            use_blas_threads()
-            return compute(weights, inputs, targets, key)
-        use_blas_threads(1)
-        losses, grads = [], []
-        for part, part_key in enumerate(mx.random.split(key, parts)):
-            own = slice(part * rows // parts, (part + 1) * rows // parts)
-            with mx.stream(STREAMS[part]):
-                loss, grad = compute(weights, inputs[own], targets[own], part_key, parts)
-            losses.append(loss)
-            grads.append(grad)
-        # MLX hands out one part's work to the end before the next one's, unless it is asked for little at a time.
-        mx.async_eval(losses)
-        for name in reversed(weights):
-            mx.async_eval([grad[name] for grad in grads])
-        add = functools.partial(functools.reduce, operator.add)
-        return add(losses), {name: add([grad[name] for grad in grads]) for name in weights}
-
-    return run

@@ -1,4 +1,4 @@
-"""What the MLX engine does its own way on a CPU, against MLX's own functions and their gradients."""
+"""What the MLX engine does its own way on a Linux CPU, against MLX's own functions and their gradients."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twingpt.backends.mlx import cpu
+from twingpt.backends.mlx.linux_cpu import blas, exponentials, ops
+from twingpt.backends.mlx.linux_cpu.parts import Parts
 from twingpt.core.backend import EngineConfig, create_backend
 from twingpt.core.init import initial_weights
 from twingpt.core.params import OptimizerName
@@ -32,16 +33,16 @@ def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> mx.array:
 
 def test_the_exponential_is_right_down_to_where_float32_ends() -> None:
     x = np.concatenate([-np.logspace(-30, 2, 20_000), [0.0, -87.0, -88.0, -1e4, -3e38]]).astype(np.float32)
-    found, wanted = np.array(cpu.decay(mx.array(x)), dtype=np.float64), np.exp(x.astype(np.float64))
+    found, wanted = np.array(exponentials.decay(mx.array(x)), dtype=np.float64), np.exp(x.astype(np.float64))
     normal_numbers = x >= -87.0
     assert np.abs(found / np.maximum(wanted, 1e-300) - 1.0)[normal_numbers].max() < 2.5e-7
     assert (found[x < -89.0] == 0.0).all()
-    assert np.isnan(np.array(cpu.decay(mx.array([math.nan])))).all()
+    assert np.isnan(np.array(exponentials.decay(mx.array([math.nan])))).all()
 
 
 @pytest.mark.parametrize(
     ("ours", "plain"),
-    [(cpu.gelu, nn.gelu), (cpu.gelu_tanh, nn.gelu_approx), (cpu.silu, nn.silu)],
+    [(exponentials.gelu, nn.gelu), (exponentials.gelu_tanh, nn.gelu_approx), (exponentials.silu, nn.silu)],
     ids=["erf", "tanh", "silu"],
 )
 @pytest.mark.parametrize("compiled", [False, True])
@@ -62,14 +63,16 @@ def test_activations_and_their_gradients(ours: Function, plain: Function, compil
 
 def test_activations_keep_shape_and_type() -> None:
     x = normal(2, 3, 5).astype(mx.bfloat16)
-    y = cpu.gelu(x)
+    y = exponentials.gelu(x)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
 
 
 def test_softmax_and_its_gradient() -> None:
     x, cotangent = normal(3, 7, 129, scale=4.0), normal(3, 7, 129, seed=1)
     x[0, 0, 5:] = mx.finfo(mx.float32).min / 2
-    found, wanted = (mx.vjp(function, [x], [cotangent]) for function in (cpu.softmax, lambda x: mx.softmax(x, axis=-1)))
+    found, wanted = (
+        mx.vjp(function, [x], [cotangent]) for function in (exponentials.softmax, lambda x: mx.softmax(x, axis=-1))
+    )
     assert largest(found[0][0] - wanted[0][0]) < 1e-6
     assert largest(found[1][0] - wanted[1][0]) < 2e-6
     assert largest(found[0][0][0, 0, 5:]) == 0.0
@@ -88,14 +91,14 @@ def test_cross_entropy_and_its_gradients() -> None:
         return total
 
     wanted, gradients = mx.value_and_grad(plain, argnums=(0, 1))(h, weight)
-    found = cpu.cross_entropy(h, weight, target)
+    found = exponentials.cross_entropy(h, weight, target)
     for a, b in zip(found, (wanted, *gradients), strict=True):
         assert largest(a - b) < 3e-6 * (1.0 + largest(b))
 
 
 def use_threads(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "BLAS_THREADS", number)
-    monkeypatch.setattr(cpu, "STREAMS", [mx.new_thread_local_stream(mx.Device(mx.cpu)) for _ in range(number)])
+    parts = Parts(number, blas.load())
+    monkeypatch.setattr(ops, "parts_of_this_machine", lambda: parts)
 
 
 def trained(spec: GPTSpec, rows: int, optimizer: OptimizerName) -> dict[str, NDArray[Any]]:
@@ -123,16 +126,14 @@ def test_a_batch_in_parts_is_the_batch(rows: int, optimizer: OptimizerName, monk
         np.testing.assert_allclose(parts[name], whole[name], rtol=2e-4, atol=2e-6, err_msg=name)
 
 
-def test_parts_drop_out_differently(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_threads(2, monkeypatch)
-
+def test_parts_drop_out_differently() -> None:
     def dropped(
         weights: dict[str, mx.array], x: mx.array, y: mx.array, key: mx.array, parts: int
     ) -> tuple[mx.array, dict[str, mx.array]]:
         return x.sum(), {"kept": mx.random.bernoulli(0.5, (1, 1000), key=key).astype(mx.float32)}
 
     rows = mx.zeros((2, 4))
-    _, grads = cpu.in_parts(dropped)({"kept": mx.zeros((1, 1000))}, rows, rows, mx.random.key(0))
+    _, grads = Parts(2, blas.load()).micro_step(dropped)({"kept": mx.zeros((1, 1000))}, rows, rows, mx.random.key(0))
     assert set(np.array(grads["kept"]).ravel()) == {0.0, 1.0, 2.0}
 
 

@@ -7,21 +7,22 @@ import ctypes
 import hashlib
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from twingpt.backends.mlx import linux_cpu
 
 NAME = "libopenblas.so.0"
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 def load() -> ctypes.CDLL | None:
-    """OpenBLAS with vector products of its own kind; None outside Linux and where it is not installed.
+    """OpenBLAS with vector products of its own kind; None where it is not wanted or not installed.
 
     MLX takes what the global scope has when it is imported: with OpenBLAS there, products are 15 to 20 times faster.
     LD_PRELOAD would do the same to PyTorch too, whose own BLAS it replaces and slows down.
     """
-    if sys.platform != "linux":
+    if not linux_cpu.wanted():
         return None
     try:
         ctypes.CDLL(NAME)

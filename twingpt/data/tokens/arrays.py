@@ -1,0 +1,119 @@
+"""Batches from arrays of tokens that somebody made otherwise than by `prepare`."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twingpt.core.errors import UsageError
+from twingpt.data.tokens.batches import NOT_COUNTED, Batch, Order, evenly
+
+Tokens = NDArray[np.integer[Any]]
+
+CHUNK = 1 << 22
+"""Tokens that are looked at together: an array may be a file of many gigabytes that is mapped into memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenArrays:
+    """Tokens to train on and to validate with, each one stream, in a 1-D array of any integer type.
+
+    token_bytes: how many bytes of text each token stands for, by its number, for the bits a byte of an evaluation;
+    None: 1 each. Raises UsageError for arrays that cannot be meant.
+    """
+
+    train: Tokens
+    val: Tokens
+    token_bytes: Tokens | None = None
+
+    def __post_init__(self) -> None:
+        for name, array in (("train", self.train), ("val", self.val), ("token_bytes", self.token_bytes)):
+            if array is None:
+                continue
+            if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+                found = f"{array.ndim}-D {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise UsageError(f"the array {name} is {found}: give a 1-D NumPy array of integers")
+            lowest = min((int(chunk.min()) for chunk in _chunks(array)), default=0)
+            if lowest < 0:
+                raise UsageError(f"the array {name} holds {lowest}: give numbers from 0 on")
+        for name, array in (("train", self.train), ("val", self.val)):
+            if len(array) < 2:
+                raise UsageError(
+                    f"the array {name} holds {len(array)} tokens: give 2 or more, so that one is predicted"
+                )
+
+    def largest(self) -> tuple[int, str]:
+        """(the largest token, the name of the array that holds it)."""
+        return max((max(int(chunk.max()) for chunk in _chunks(each)), name) for each, name in self._named())
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes by which a run knows its arrays again, whatever integer type holds the same numbers."""
+        parts = " ".join(_sha256(each) for each, _ in self._named())
+        found = {"data": hashlib.sha256(parts.encode()).hexdigest()}
+        # What is absent has a name of its own: leaving token_bytes out on a resume would change what is measured.
+        return found | {"token_bytes": "1 each" if self.token_bytes is None else _sha256(self.token_bytes)}
+
+    def bytes_of(self, vocab_size: int) -> NDArray[np.int32]:
+        """Bytes that each token stands for. Raises UsageError if token_bytes are not those of the vocabulary."""
+        if self.token_bytes is None:
+            return np.ones(vocab_size, dtype=np.int32)
+        if len(self.token_bytes) != vocab_size:
+            raise UsageError(
+                f"token_bytes has {len(self.token_bytes)} entries: give one for each of {vocab_size} tokens"
+            )
+        return self.token_bytes.astype(np.int32)
+
+    def _named(self) -> tuple[tuple[Tokens, str], tuple[Tokens, str]]:
+        return (self.train, "train"), (self.val, "val")
+
+
+class ArrayBatches:
+    """The windows of one array, in the order of `Batches`: a pure function of (seed, position).
+
+    Each is block_size tokens and what follows them; the last one is shorter and filled up, so that no token is left
+    out. Raises UsageError if the tokens are too few for block_size.
+    """
+
+    def __init__(self, tokens: Tokens, block_size: int, seed: int = 0, *, least: int = 2) -> None:
+        """least: tokens below which there is nothing to learn from."""
+        if len(tokens) < least:
+            raise UsageError(
+                f"an array holds {len(tokens):,} tokens, fewer than one window of block_size {block_size}: "
+                "use more tokens or a smaller block_size"
+            )
+        self._tokens, self._block_size = tokens, block_size
+        self._count = -(-(len(tokens) - 1) // block_size)
+        self._order = Order(self._count, seed)
+
+    def batch(self, position: int, count: int) -> Batch:
+        """(inputs, targets) int32 [count, T] of the windows position .. position + count since the run's start."""
+        return self.gather(self._order.windows(position, count))
+
+    def gather(self, windows: list[int]) -> Batch:
+        """(inputs, targets) of the windows with these numbers in the array."""
+        inputs = np.zeros((len(windows), self._block_size), dtype=np.int32)
+        targets = np.full((len(windows), self._block_size), NOT_COUNTED, dtype=np.int32)
+        for row, window in enumerate(windows):
+            start = window * self._block_size
+            tokens = self._tokens[start : start + self._block_size + 1].astype(np.int32)
+            inputs[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+        return inputs, targets
+
+    def spread(self, limit: int) -> list[int]:
+        """Up to `limit` window numbers spread evenly over the array; all of them for 0."""
+        return evenly(self._count, limit)
+
+
+def _chunks(array: Tokens) -> Iterator[Tokens]:
+    for start in range(0, len(array), CHUNK):
+        yield array[start : start + CHUNK]
+
+
+def _sha256(array: Tokens) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(array):
+        digest.update(chunk.astype("<i8").tobytes())
+    return digest.hexdigest()

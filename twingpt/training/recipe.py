@@ -1,0 +1,89 @@
+"""How a model is trained. The command line makes options of these, so nothing heavy is imported here."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TypedDict
+
+from twingpt.core.engine_settings import DeviceChoice, EngineConfig, EngineSettings, Precision
+from twingpt.core.errors import UsageError
+from twingpt.core.params import OptimizerName
+from twingpt.core.schedule import Schedule, ScheduleKind
+from twingpt.core.setting import setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig(EngineSettings):
+    """Defaults are the user's recipe: AdamW at a constant 3e-4.
+
+    schedule, decay_fraction: see core.schedule. The engine's own settings: see core.engine_settings.EngineSettings.
+    """
+
+    steps: int = setting(20_000, "Updates in all; defines the schedule.", least=1)
+    batch_size: int = setting(16, "Sequences an update.", least=1)
+    micro_batch: int = setting(0, "Sequences at a time; divides --batch-size. 0: what fits into memory.", least=0)
+    learning_rate: float = setting(3e-4, "Peak.", above=0)
+    min_learning_rate: float = setting(0.0, "Where cosine and wsd end.")
+    schedule: ScheduleKind = setting("constant", "constant, cosine or wsd, after the warm-up.")
+    warmup_steps: int = setting(0, "Updates of linear warm-up.", least=0)
+    decay_fraction: float = setting(0.2, "Share of the steps over which wsd falls.")
+    eval_every: int = setting(500, "Steps between evaluations. 0: only at the end.", least=0)
+    save_every: int = setting(500, "Steps between checkpoints. 0: only at the end.", least=0)
+    log_every: int = setting(10, "Steps a line of metrics.", least=1)
+    eval_windows: int = setting(100, "Validation windows of an evaluation, spread evenly. 0: all.", least=0)
+    keep_last: int = setting(3, "Checkpoints kept besides the best. 0: all.", least=0)
+    sample_tokens: int = setting(120, "Longest text that an evaluation has the model write. 0: none.")
+
+    def __post_init__(self) -> None:
+        EngineSettings.__post_init__(self)
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise UsageError(f"train.micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}")
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches an update."""
+        return self.batch_size // (self.micro_batch or self.batch_size)
+
+    def lr_schedule(self) -> Schedule:
+        return Schedule(
+            kind=self.schedule,
+            peak=self.learning_rate,
+            floor=self.min_learning_rate,
+            warmup_steps=self.warmup_steps,
+            steps=self.steps,
+            decay_fraction=self.decay_fraction,
+        )
+
+    def engine(self, device: DeviceChoice) -> EngineConfig:
+        shared = [field.name for field in dataclasses.fields(EngineSettings)]
+        return EngineConfig(device=device, **{name: getattr(self, name) for name in shared})
+
+
+class TrainSettings(TypedDict, total=False):
+    """The fields of TrainConfig, any of which may be given by name: what a type checker and an editor know of them."""
+
+    precision: Precision
+    optimizer: OptimizerName
+    muon_lr_scale: float
+    muon_momentum: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_clip: float
+    loss_chunk: int
+    activation_checkpointing: bool
+    seed: int
+    steps: int
+    batch_size: int
+    micro_batch: int
+    learning_rate: float
+    min_learning_rate: float
+    schedule: ScheduleKind
+    warmup_steps: int
+    decay_fraction: float
+    eval_every: int
+    save_every: int
+    log_every: int
+    eval_windows: int
+    keep_last: int
+    sample_tokens: int

@@ -1,0 +1,182 @@
+"""What a run is trained on: DATA that `prepare` wrote, or arrays of tokens."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twingpt.core.backend import Backend
+from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.sampling import Sampling
+from twingpt.core.spec import GPTSpec
+from twingpt.data.files import ARRAYS, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE, TOKENIZER_FILE
+from twingpt.data.prepare.settings import Contacts, contacts_of
+from twingpt.data.tokens.arrays import ArrayBatches, TokenArrays
+from twingpt.data.tokens.batches import Batches, BatchSource
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.template import Sample
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.model import Model
+from twingpt.generation.writing import load_tokenizer
+from twingpt.training.config import TrainConfig
+
+WriteSample = Callable[[int], str]
+"""Text of up to so many tokens, by the model in training."""
+
+
+class RunData(Protocol):
+    """Where a run's batches come from, and what follows from that for its model and its folder."""
+
+    @property
+    def name(self) -> str:
+        """What the run's config.toml says of it."""
+
+    @property
+    def contacts(self) -> Contacts:
+        """As `prepare --contacts` made them."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes that a checkpoint must agree with to be resumed, by name."""
+
+    def model_settings(self, named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """(settings that follow from the data, what should be known of them). named: those that are given."""
+
+    def check_model(self, spec: GPTSpec) -> None:
+        """Raises UsageError if the model's vocabulary is not that of the data."""
+
+    def batches(self, block_size: int, seed: int) -> tuple[BatchSource, BatchSource]:
+        """Those to train on, and those to validate with. Raises TwinGPTError if the data are too short for them."""
+
+    def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
+        """Bytes of text that each token stands for."""
+
+    def copy_files(self, run_dir: Path) -> None:
+        """Put beside the checkpoints what the model cannot be used without."""
+
+    def sample_writer(self, backend: Backend, train: TrainConfig) -> WriteSample | None:
+        """What writes a sample for each evaluation; None where there is nothing to write with, or none is wanted."""
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """DATA, with what it says of itself."""
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Raises TwinGPTError if the folder is not what `prepare` left."""
+        manifest, tokenizer = Manifest.load(folder), load_tokenizer(folder)
+        if tokenizer.sha256 != manifest.tokenizer_sha256:
+            raise TwinGPTError(f"{folder / TOKENIZER_FILE} is not what {folder} was packed with: run prepare again")
+        return cls(folder, manifest, tokenizer)
+
+    @property
+    def name(self) -> str:
+        return str(self.folder.resolve())
+
+    @property
+    def contacts(self) -> Contacts:
+        return contacts_of(self.folder)
+
+    def fingerprint(self) -> dict[str, str]:
+        hashes = f"{self.manifest.train.sha256} {self.manifest.val.sha256}"
+        data = hashlib.sha256(hashes.encode()).hexdigest()
+        return {"data": data, "tokenizer": self.manifest.tokenizer_sha256}
+
+    def model_settings(self, named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        return {"vocab_size": self.manifest.vocab_size}, []
+
+    def check_model(self, spec: GPTSpec) -> None:
+        size = self.manifest.vocab_size
+        if spec.vocab_size != size:
+            raise UsageError(f"model.vocab_size = {spec.vocab_size}, but the tokenizer in {self.folder} has {size}")
+
+    def batches(self, block_size: int, seed: int) -> tuple[BatchSource, BatchSource]:
+        train = Batches(self.folder, self.manifest, "train", block_size, seed)
+        return train, Batches(self.folder, self.manifest, "val", block_size)
+
+    def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
+        return self.tokenizer.token_bytes()
+
+    def copy_files(self, run_dir: Path) -> None:
+        for name in (TOKENIZER_FILE, CONTACTS_FILE, LIBRARY_FILE):
+            # Beside and renamed: an interrupted copy must not stay for good.
+            if (self.folder / name).is_file() and not (run_dir / name).exists():
+                shutil.copyfile(self.folder / name, run_dir / f".{name}.tmp")
+                (run_dir / f".{name}.tmp").replace(run_dir / name)
+
+    def sample_writer(self, backend: Backend, train: TrainConfig) -> WriteSample | None:
+        """Answers the first validation question, or writes on from [BOS] where the text has no questions."""
+        if train.sample_tokens == 0:
+            return None
+        question = self._validation_question() if self.manifest.template == "qa" else None
+        model, sampling = Model(backend, self.tokenizer), Sampling(seed=train.seed)
+
+        def write(tokens: int) -> str:
+            if question is None:
+                return model.generate("", sampling=sampling, max_new_tokens=tokens)
+            return f"{question}\n{model.generate(question=question, sampling=sampling, max_new_tokens=tokens)}"
+
+        return write
+
+    def _validation_question(self) -> str | None:
+        path = self.folder / SAMPLES_FILE
+        if not path.is_file():
+            return None
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                sample = Sample.from_json(line)
+                if sample.split == "val" and sample.question is not None:
+                    return sample.question
+        return None
+
+
+@dataclass(frozen=True)
+class DataArrays:
+    """Arrays of tokens, of which nobody here knows the text."""
+
+    arrays: TokenArrays
+    name: str = ARRAYS
+    contacts: Contacts = "keep"
+
+    def fingerprint(self) -> dict[str, str]:
+        return self.arrays.fingerprint()
+
+    def model_settings(self, named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        if "vocab_size" in named:
+            return {}, []
+        size = self.arrays.largest()[0] + 1
+        told = (
+            f"vocab_size is {size:,}, for tokens up to {size - 1:,}: give model={{'vocab_size': ...}} for a larger one"
+        )
+        return {"vocab_size": size}, [told]
+
+    def check_model(self, spec: GPTSpec) -> None:
+        largest, name = self.arrays.largest()
+        if largest >= spec.vocab_size:
+            raise UsageError(
+                f"the array {name} holds token {largest:,}, but model.vocab_size = {spec.vocab_size:,}: "
+                f"give {largest + 1:,} or more"
+            )
+        self.arrays.bytes_of(spec.vocab_size)
+
+    def batches(self, block_size: int, seed: int) -> tuple[BatchSource, BatchSource]:
+        train = ArrayBatches(self.arrays.train, block_size, seed, least=block_size + 1)
+        return train, ArrayBatches(self.arrays.val, block_size)
+
+    def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
+        return self.arrays.bytes_of(vocab_size)
+
+    def copy_files(self, run_dir: Path) -> None:
+        pass
+
+    def sample_writer(self, backend: Backend, train: TrainConfig) -> WriteSample | None:
+        return None
