@@ -70,13 +70,11 @@ def make_data(folder: Path, vocabulary: int) -> None:
 
 def measure(data: Path, run: Path, backend: str, device: str, size: str) -> dict[str, Any]:
     """One run in this process."""
-    import importlib
-
+    from twingpt.core.engines import find_engine
     from twingpt.core.memory import process_memory
     from twingpt.training.session import TrainRequest, open_session
 
-    package = "torch_mps" if backend == "mps" else "mlx"
-    importlib.import_module(f"twingpt.backends.{package}.backend")
+    find_engine(backend).part("backend")
     imported = process_memory()[0]
     settings = SIZES[size]
     steps = settings["steps"]

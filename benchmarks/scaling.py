@@ -51,13 +51,14 @@ def points() -> Iterator[tuple[str, int]]:
 def measure(backend: Any, device: Any, dropout: float) -> list[dict[str, Any]]:
     """Every point once, in this process."""
     from twingpt.core.backend import EngineConfig, create_backend
+    from twingpt.core.engines import find_engine
     from twingpt.core.init import initial_weights
     from twingpt.core.params import flops_per_token
     from twingpt.core.spec import GPTSpec
     from twingpt.core.state import MODEL
-    from twingpt.measure.products import matmul_speed, open_arrays
+    from twingpt.measure.products import matmul_speed
 
-    arrays = open_arrays(backend, device, "float32")
+    arrays = find_engine(backend).arrays(device, "float32")
     config = EngineConfig(device=device)
     rows = []
     for axis, value in points():

@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Before any test imports MLX, which binds its BLAS for good.
-import twingpt.backends.mlx  # noqa: F401
 from twingpt.checks.parity import perturbed
-from twingpt.core.backend import BACKENDS, Backend, EngineConfig, create_backend
+from twingpt.core.backend import Backend, EngineConfig, create_backend
+from twingpt.core.engines import compared, find_engine
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.manifest import Manifest, Split
 from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 
+# Before any test imports MLX, which binds its BLAS for good.
+find_engine("mlx").prepare()
+
 EXAMPLE = Path(__file__).parents[1] / "twingpt" / "examples" / "ph_life_ko.txt"
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=compared())
 def backend_name(request: pytest.FixtureRequest) -> str:
     """Each engine in turn."""
     name: str = request.param

@@ -240,9 +240,9 @@ def test_a_checkpoint_of_another_shape_is_refused(cli: Cli, tmp_path: Path, plai
 def test_a_framework_that_is_not_installed_is_named(
     cli: Cli, tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from twingpt.core import backend
+    from twingpt.core import engines
 
-    monkeypatch.setattr(backend, "framework_installed", lambda module: False)
+    monkeypatch.setattr(engines, "framework_installed", lambda module: False)
     for name, extra in (("mps", "twingpt[torch]"), ("mlx", "twingpt[mlx]")):
         result = cli("train", "--out", tmp_path / "run", "--data", plain_data, "--backend", name)
         assert_one_line(result, 1, extra, "not installed")

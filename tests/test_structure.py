@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from twingpt.core.engines import engine_names
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "twingpt"
 
@@ -20,10 +22,10 @@ ALLOWED = {
     "weights": {"core", "weights"},
     "backends": {"core", "backends"},
     "generation": {"core", "data", "weights", "generation"},
-    "checks": {"core", "weights", "backends", "checks"},
+    "checks": {"core", "weights", "checks"},
     "answers": {"core", "data", "weights", "generation", "answers"},
     "training": {"core", "data", "weights", "generation", "checks", "training"},
-    "measure": {"core", "weights", "backends", "checks", "training", "measure"},
+    "measure": {"core", "weights", "checks", "training", "measure"},
     "interchange": {"core", "data", "weights", "generation", "training", "interchange"},
     "report": {"core", "data", "weights", "checks", "training", "measure", "report"},
     "serve": {"core", "data", "weights", "generation", "answers", "training", "serve"},
@@ -134,6 +136,78 @@ def test_a_framework_is_imported_at_the_top_only_by_its_engine(framework: str) -
             assert FRAMEWORKS[framework] in path.relative_to(PACKAGE).parts, path
 
 
+# Lines outside backends/ that may name an engine or its framework -> why.
+NAMED = {
+    ("cli.py", "help of the whole program"): "Train your own GPT from one text file, in PyTorch (MPS) or MLX",
+    ("commands/train.py", "an option that the user knows by this name"): "--mps-fallback",
+    ("commands/train.py", "its help"): "Let PyTorch run on the CPU, slowly, what has no Metal kernel",
+    ("weights/foreign.py", "a format of foreign files"): "torch",
+    ("weights/foreign.py", "reads foreign files"): "reading a .pt file needs torch",
+    ("weights/foreign.py", "what it says of one"): " cannot be read as a torch checkpoint",
+    ("interchange/convert.py", "the same format"): "torch",
+    ("checks/parity.py", "transformers is an opinion from outside, and computes in PyTorch"): "torch",
+    ("answers/evaluation.py", "a name in a file: the answer that is right"): "reference",
+}
+IMPORTED = {"weights/foreign.py": "reads foreign files", "checks/parity.py": "holds the engines against transformers"}
+NAME = re.compile(r"(?i:\b(mps|mlx|torch|pytorch|torchrun)\b)|PYTORCH_|MLX_")
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """The strings of a file that are no docstrings."""
+    told = [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    docstrings = {id(node.value) for node in told}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def _names_of_engines(path: Path) -> Iterator[str]:
+    """What ties a file to an engine: its name, the name of its framework, or an import of either."""
+    part = path.relative_to(PACKAGE).as_posix()
+    allowed = [text for (place, _), text in NAMED.items() if place == part]
+    for text in _texts(ast.parse(path.read_text(encoding="utf-8"))):
+        # mlx-lm is a program that reads exported models.
+        named = text in engine_names() or NAME.search(text.replace("mlx-lm", ""))
+        if named and not any(text == known or (" " in known and text.startswith(known)) for known in allowed):
+            yield f"{part} names {text!r}"
+    for name in _imports(path):
+        own = name.split(".")[0] in FRAMEWORKS and part not in IMPORTED
+        if own or name.startswith("twingpt.backends"):
+            yield f"{part} imports {name}"
+
+
+def test_only_its_folder_knows_an_engine() -> None:
+    paths = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "backends"]
+    assert [found for path in sorted(paths) for found in _names_of_engines(path)] == []
+    pages = [path for path in PACKAGE.rglob("*") if path.suffix in (".html", ".js", ".css")]
+    assert pages
+    assert [path for path in pages if NAME.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_a_line_that_knows_an_engine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    path = tmp_path / "training" / "estimate.py"
+    path.parent.mkdir()
+    path.write_text(
+        '"""For torch."""\nfrom twingpt.backends.mlx import step\n\ndef f(name):\n    """In mlx."""\n'
+        '    import torch\n    return name == "reference" or f"{name}: MLX is slow" or name == "mlx-lm"\n'
+    )
+    assert list(_names_of_engines(path)) == [
+        "training/estimate.py names 'reference'",
+        "training/estimate.py names ': MLX is slow'",
+        "training/estimate.py imports twingpt.backends.mlx",
+        "training/estimate.py imports torch",
+    ]
+
+
+def test_every_exception_is_still_one() -> None:
+    for (place, reason), text in NAMED.items():
+        texts = _texts(ast.parse((PACKAGE / place).read_text(encoding="utf-8")))
+        assert any(found.startswith(text) for found in texts), reason
+    for place, reason in IMPORTED.items():
+        assert "torch" in set(_imports(PACKAGE / place)), reason
+
+
 def _undeclared(path: Path, extras: list[str]) -> set[str]:
     """Packages that a file imports at its top, and that an installation with these extras does not bring."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -161,7 +235,8 @@ def test_the_engines_are_mirrored() -> None:
     )
     # PyTorch is quick on a CPU by itself.
     assert torch_files | {f"linux_cpu/{name}.py" for name in ("blas", "exponentials", "parts")} == mlx_files
-    operations = {name for name in torch_files if name.split("/")[-1] == "ops.py" or "/" in name}
+    # Nothing is measured with NumPy.
+    operations = {name for name in torch_files if name.split("/")[-1] in ("ops.py", "measured.py") or "/" in name}
     assert {path.name for path in (PACKAGE / "backends" / "reference").glob("*.py")} == torch_files - operations
 
 
@@ -203,7 +278,15 @@ def test_a_platform_question_is_found(tmp_path: Path) -> None:
     assert len(_platform_questions(path)) == 4
 
 
-@pytest.mark.parametrize("code", ["import twingpt", "import sys; sys.argv = ['twingpt', '--help']; main()"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import twingpt",
+        "import sys; sys.argv = ['twingpt', '--help']; main()",
+        # Whose help lists the engines.
+        "import sys; sys.argv = ['twingpt', 'train', '--help']; main()",
+    ],
+)
 def test_start_up_loads_no_framework(code: str) -> None:
     program = (
         "import sys, contextlib\nfrom twingpt.cli import main\nwith contextlib.suppress(SystemExit):\n"

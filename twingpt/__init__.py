@@ -49,7 +49,7 @@ def train(
     run: Path | str,
     *,
     data: Data = None,
-    backend: str = "mps",
+    backend: str | None = None,
     device: DeviceChoice = "auto",
     preset: str | None = None,
     config: Path | str | None = None,
@@ -74,6 +74,7 @@ def train(
     """
     from pathlib import Path
 
+    from twingpt.core.engines import default_engine
     from twingpt.training.run import data_of, start
     from twingpt.training.session import TrainRequest
 
@@ -82,7 +83,7 @@ def train(
         run_dir=Path(run),
         data_dir=folder,
         arrays=arrays,
-        backend=backend,
+        backend=backend or default_engine(),
         device=device,
         preset=preset,
         config_file=None if config is None else Path(config),

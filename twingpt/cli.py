@@ -8,7 +8,7 @@ import typer
 
 from twingpt import __version__
 from twingpt.commands import ask, bench, convert, data, generate, plan, report, serve, train
-from twingpt.commands.options import AnyBackend, Device, Json
+from twingpt.commands.options import AnyBackend, Device, EngineCommand, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
 
@@ -20,17 +20,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(data.prepare)
-app.command()(train.train)
-app.command()(bench.bench)
-app.command()(bench.tune)
-app.command()(plan.plan)
+app.command(cls=EngineCommand)(train.train)
+app.command(cls=EngineCommand)(bench.bench)
+app.command(cls=EngineCommand)(bench.tune)
+app.command(cls=EngineCommand)(plan.plan)
 app.command()(report.report)
 app.command()(report.compare)
 app.command()(convert.convert)
-app.command()(serve.serve)
+app.command(cls=EngineCommand)(serve.serve)
 app.command()(ask.ask)
-app.command()(generate.generate)
-app.command("eval")(generate.evaluate)
+app.command(cls=EngineCommand)(generate.generate)
+app.command("eval", cls=EngineCommand)(generate.evaluate)
 app.add_typer(data.app, name="data")
 
 
@@ -83,7 +83,7 @@ def doctor(device: Device = "auto", as_json: Json = False) -> None:
         raise TwinGPTError(f"{len(report.failed)} checks failed on this machine: see what to do beside each")
 
 
-@app.command()
+@app.command(cls=EngineCommand)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the demo's data and run.", metavar="FOLDER")] = Path("demo"),
     backend: AnyBackend = None,

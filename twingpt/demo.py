@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from twingpt.answers.ask import ask_library
-from twingpt.core.backend import DeviceChoice, installed_backends
+from twingpt.core.backend import DeviceChoice
+from twingpt.core.engines import how_to_install, installed_backends
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.data.files import LIBRARY_FILE
@@ -47,7 +48,7 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
         raise UsageError(f"{run} exists: delete it, or choose another --out")
     engines = installed_backends()
     if not engines:
-        raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+        raise TwinGPTError(f"no engine is installed: {how_to_install()}")
 
     with resources.as_file(resources.files("twingpt.examples") / "ph_life_ko.txt") as text:
         console.rule("1. prepare the example text")

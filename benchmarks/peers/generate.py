@@ -25,6 +25,7 @@ from typing import Any
 
 from pairs import Row, compared_spec, finish, in_turn, load_file, median, parser, ratio, started, target
 
+from twingpt.core.engines import find_engine
 from twingpt.core.spec import GPTSpec
 
 PROMPT, NEW_TOKENS = 56, 200
@@ -168,7 +169,7 @@ def work(options: argparse.Namespace) -> Row:
             # Before the engine is imported, whose own products come second then.
             with contextlib.suppress(OSError):
                 ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-        importlib.import_module("twingpt.backends.mlx")
+        find_engine("mlx").prepare()
     makers: dict[str, Callable[[], Generate]] = {
         TORCH: lambda: ours("mps", spec, options.device, 1),
         TORCH_MANY: lambda: ours("mps", spec, options.device, MANY),

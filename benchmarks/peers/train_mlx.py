@@ -7,7 +7,7 @@ Batch 4 x 256 of preset seed with a tied head, dropout 0, float32; every candida
 peers train as their own programs do: value_and_grad and AdamW in one compiled step, evaluated every step, no clipping.
 mlx-lm's gpt2 has the tanh GELU, so that `twingpt, tanh GELU` is the same model; transformer_lm has a ReLU, sinusoidal
 positions and an untied head. On Linux every candidate gets OpenBLAS, loaded into the global scope before MLX as the
-engine itself does: importing twingpt.backends.mlx is what does it. Memory is the peak of the resident set above what it
+engine itself does: opening its backend is what does it. Memory is the peak of the resident set above what it
 was after the imports. Writes results/train_mlx.json.
 """
 
@@ -35,6 +35,7 @@ from pairs import (
     target,
 )
 
+from twingpt.core.engines import find_engine
 from twingpt.core.memory import process_memory
 from twingpt.core.spec import GPTSpec
 
@@ -130,7 +131,7 @@ def train_peer(model: Any, spec: GPTSpec) -> Callable[[int], None]:
 def work(options: argparse.Namespace) -> Row:
     """One candidate, in this process."""
     # OpenBLAS first, for every candidate.
-    import twingpt.backends.mlx.backend as engine
+    engine = find_engine("mlx").part("backend")
 
     if options.worker == MLX_LM:
         import importlib

@@ -1,6 +1,5 @@
 """Gradients summed over ranks are those of the whole batch, however they travel and whatever each rank counts."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.conftest import make_engine
 from tests.ranks import rank_environments
 from twingpt.core.backend import Backend, EngineConfig, State, create_backend, join_world
+from twingpt.core.engines import find_engine
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import initial_state
 from twingpt.core.world import World
@@ -21,7 +21,6 @@ from twingpt.core.world import World
 SPEC = GPTSpec(vocab_size=211, block_size=32, n_layer=2, n_head=2, n_embd=32, dropout=0.0, tie_embeddings=True)
 # Measured: 1.1e-6 (torch), 6.6e-7 (mlx) of the weights, 1.3e-7 of losses and norms.
 TOLERANCE = 5e-6
-PACKAGES = {"mps": "torch_mps", "mlx": "mlx"}
 SMALL = 8 * 1024
 """Bytes of a bucket: the model's 130 kB travel in several, the embedding alone in one that is larger."""
 
@@ -44,7 +43,7 @@ def take_steps(engine: Backend, world: World | None = None) -> tuple[State, list
 
 def of_a_rank(backend: str, bucket_bytes: str, folder: str) -> None:
     """What each process of the test runs."""
-    distributed = importlib.import_module(f"twingpt.backends.{PACKAGES[backend]}.distributed")
+    distributed = find_engine(backend).part("distributed")
     vars(distributed)["BUCKET_BYTES"] = int(bucket_bytes)
     world = join_world(backend, 60.0)
     state, losses, norms = take_steps(create_backend(backend, SPEC, EngineConfig(device="cpu"), world), world)

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from tests.backends.test_engine import both_sets, windows
 from tests.conftest import make_engine
-from twingpt.core.backend import BACKENDS, Backend, EngineConfig, State, create_backend
+from twingpt.core.backend import Backend, EngineConfig, State, create_backend
+from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import parameter_table
@@ -119,7 +120,7 @@ def test_a_step_that_is_not_finite_changes_nothing(backend_name: str, spec: GPTS
 @both_sets
 def test_both_engines_make_the_same_run_and_go_on_with_each_others_state(spec: GPTSpec) -> None:
     config = EngineConfig(device="cpu", optimizer="muon", weight_decay=DECAY)
-    engines = {name: create_backend(name, spec, config) for name in BACKENDS}
+    engines = {name: create_backend(name, spec, config) for name in compared()}
     state = initial_state(spec, 0, "muon")
     losses: dict[str, list[float]] = {}
     batches = [windows(spec, 1, 4, seed=step) for step in range(12)]

@@ -22,8 +22,9 @@ from twingpt.checks import doctor as run
 from twingpt.checks.arithmetic import Subject
 from twingpt.checks.doctor import run_doctor
 from twingpt.checks.findings import Check, Report, judged, print_report
-from twingpt.checks.operations import Engine, Matrix, open_engine
 from twingpt.core.backend import Backend, BackendName, EngineConfig, Precision, State, create_backend
+from twingpt.core.engines import Engine, find_engine
+from twingpt.core.measured import Matrix, Operations
 from twingpt.core.spec import GPTSpec
 
 PACKAGES = {"mps": "torch_mps", "mlx": "mlx"}
@@ -40,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def subject(backend_name: BackendName) -> Subject:
-    return Subject(open_engine(backend_name, "cpu"), "cpu")
+    return Subject(find_engine(backend_name).operations("cpu"), "cpu")
 
 
 def failed(found: list[Check]) -> set[str]:
@@ -73,7 +74,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, **replaced: Callable[..., Any]) ->
 class OnGPU:
     """An engine that says it is on a GPU: what is asked of it with device auto runs on the CPU of this machine."""
 
-    def __init__(self, engine: Engine, **replaced: Callable[..., Any]) -> None:
+    def __init__(self, engine: Operations, **replaced: Callable[..., Any]) -> None:
         self._engine = engine
         self._replaced = replaced
         self.device = "gpu"
@@ -239,10 +240,10 @@ def test_a_check_that_breaks_off_has_failed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_engine_that_does_not_start_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cannot(name: str, choice: str) -> Engine:
+    def cannot(engine: Engine, choice: str) -> Operations:
         raise OSError("libtorch.dylib: image not found")
 
-    monkeypatch.setattr(run, "open_engine", cannot)
+    monkeypatch.setattr(Engine, "operations", cannot)
     report = run_doctor("cpu")
     assert [(check.engine, check.name) for check in report.failed] == [
         ("mps", "the engine starts"),
@@ -253,7 +254,8 @@ def test_an_engine_that_does_not_start_has_failed(monkeypatch: pytest.MonkeyPatc
 def test_facts_that_cannot_be_read_are_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "CHECKS", {})
     absent: dict[str, str] = {}
-    monkeypatch.setattr("twingpt.checks.machine.mlx_facts", lambda device: absent["memory_size"])
+    measured = find_engine("mlx").part("measured")
+    monkeypatch.setattr(measured.MLXOperations, "facts", lambda self: absent["memory_size"])
     report = run_doctor("cpu")
     assert "mlx" not in report.facts
     assert report.notes == ["what mlx says of its devices cannot be read: KeyError: 'memory_size'"]

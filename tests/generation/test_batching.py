@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_engine
-from twingpt.core.backend import BACKENDS, Backend
+from twingpt.core.backend import Backend
+from twingpt.core.engines import compared
 from twingpt.core.errors import UsageError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
@@ -63,7 +64,7 @@ def test_sliding_keeps_the_newer_half_of_the_window(engine: Backend, spec: GPTSp
 
 def test_both_engines_write_the_same_batch(spec: GPTSpec) -> None:
     found = []
-    for name in BACKENDS:
+    for name in compared():
         batcher = Batcher(make_engine(name, spec), slots=2)
         for seed in range(4):
             batcher.add(Request([seed + 1, 2], Sampling(seed=seed), 20))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_engine
-from twingpt.core.backend import BACKENDS, Backend
+from twingpt.core.backend import Backend
+from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
@@ -34,7 +35,9 @@ def test_cached_generation_is_generation_without_a_cache(engine: Backend) -> Non
 
 def test_both_engines_write_the_same_from_the_same_seed(spec: GPTSpec) -> None:
     """Rung 8: the random number would have to fall within the logit error of a boundary to tell them apart."""
-    texts = [list(stream_tokens(make_engine(name, spec), Request([1, 2], Sampling(seed=11), 28))) for name in BACKENDS]
+    texts = [
+        list(stream_tokens(make_engine(name, spec), Request([1, 2], Sampling(seed=11), 28))) for name in compared()
+    ]
     assert texts[0] == texts[1]
 
 

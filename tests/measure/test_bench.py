@@ -1,6 +1,7 @@
 """`twingpt bench`: every figure is there for both engines, and the shares are of the right limit."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -200,10 +201,13 @@ def _fake(device: str, broken: str | None = None) -> Any:
 
 
 def test_the_speed_of_products_is_that_of_the_engines_blas() -> None:
-    """MLX takes its BLAS when it is imported: the engine's package has to come first."""
+    """MLX takes its BLAS when it is imported: the engine's own has to be loaded before."""
     code = (
-        "import sys\nfrom twingpt.measure.products import open_arrays\n"
-        "open_arrays('mlx', 'cpu', 'float32').random(2, 2)\nnames = list(sys.modules)\n"
-        "assert names.index('twingpt.backends.mlx') < names.index('mlx.core')\n"
+        "import os, sys\nfrom twingpt.core.engines import find_engine\nengine = find_engine('mlx')\n"
+        "assert 'MLX_ENABLE_TF32' not in os.environ and 'mlx.core' not in sys.modules\n"
+        "engine.arrays('cpu', 'float32').random(2, 2)\nnames = list(sys.modules)\n"
+        "assert os.environ['MLX_ENABLE_TF32'] == '0'\n"
+        "assert names.index('twingpt.backends.mlx.linux_cpu.blas') < names.index('mlx.core')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "MLX_ENABLE_TF32"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

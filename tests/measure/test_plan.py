@@ -10,21 +10,21 @@ import pytest
 from typer.testing import CliRunner
 
 from twingpt.cli import app
-from twingpt.core.backend import BACKENDS, BackendName
+from twingpt.core.backend import BackendName
+from twingpt.core.engines import compared
 from twingpt.core.errors import UsageError
 from twingpt.core.params import parameter_count, parameter_table
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 from twingpt.measure.chips import FAMILIES
 from twingpt.measure.cost import (
-    BUCKET_BYTES,
     HELPS,
-    HOP_SECONDS,
     UPDATE_BYTES,
     Machine,
     all_reduce_seconds,
     backward_share,
     buckets,
+    exchange_of,
     helps_from,
     predict,
     speed_up,
@@ -42,11 +42,11 @@ ENDLESS = own_link(1e9, 0.0)
 SLOW = own_link(0.1, 0.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", compared())
 def test_an_all_reduce_by_hand(backend: BackendName) -> None:
     # 100 MB at 8 Gbit/s, which are 1 GB a second.
     link = own_link(8.0, 1.0)
-    hop = 0.001 + HOP_SECONDS[backend]
+    hop = 0.001 + exchange_of(backend).hop_seconds
     assert all_reduce_seconds(100e6, 2, link, backend) == pytest.approx(0.1 + 2 * hop)
     assert all_reduce_seconds(100e6, 4, link, backend) == pytest.approx(0.15 + 6 * hop)
     air = dataclasses.replace(link, shared=True)
@@ -54,7 +54,7 @@ def test_an_all_reduce_by_hand(backend: BackendName) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", compared())
 def test_every_gradient_travels_once(preset: str, backend: BackendName) -> None:
     spec = GPTSpec(vocab_size=16_000, **PRESETS[preset].model)
     groups = list(buckets(spec, backend))
@@ -67,7 +67,7 @@ def test_every_gradient_travels_once(preset: str, backend: BackendName) -> None:
 def test_the_buckets_are_those_of_the_engines() -> None:
     torch = pytest.importorskip("torch")
     distributed = pytest.importorskip("twingpt.backends.torch_mps.distributed")
-    assert BUCKET_BYTES["mps"] == distributed.BUCKET_BYTES
+    assert exchange_of("mps").bucket_bytes == distributed.BUCKET_BYTES
     parameters = [torch.nn.Parameter(torch.empty(param.shape)) for param in parameter_table(SEED).values()]
     theirs = [4 * sum(p.numel() for p in bucket) for bucket in distributed._buckets(parameters[::-1])]
     assert theirs == [size for size, _ in buckets(SEED, "mps")]
@@ -77,13 +77,13 @@ def test_the_buckets_are_those_of_the_engines() -> None:
 def test_the_groups_are_those_of_mlx() -> None:
     distributed = pytest.importorskip("twingpt.backends.mlx.distributed")
     utils = pytest.importorskip("mlx.nn.utils")
-    assert BUCKET_BYTES["mlx"] == distributed.BUCKET_BYTES
+    assert exchange_of("mlx").bucket_bytes == distributed.BUCKET_BYTES
     sizes = [param.size for param in reversed(parameter_table(SEED).values())]
     groups = utils._group_by_size(list(range(len(sizes))), sizes, 4, distributed.BUCKET_BYTES)
     assert [4 * sum(sizes[i] for i in group) for group in groups] == [size for size, _ in buckets(SEED, "mlx")]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", compared())
 def test_what_the_backward_pass_hides(backend: BackendName) -> None:
     config = TrainConfig(batch_size=16)
     fast, slow = (predict(SEED, config, backend, MACHINE, link, 2) for link in (ENDLESS, SLOW))
@@ -104,7 +104,7 @@ def test_what_the_backward_pass_hides(backend: BackendName) -> None:
 
 def test_what_waits_without_sleeping_hides_nothing() -> None:
     busy = dataclasses.replace(MACHINE, spare_cores=False)
-    mps, mlx = (predict(SEED, TrainConfig(), backend, busy, SLOW, 2) for backend in BACKENDS)
+    mps, mlx = (predict(SEED, TrainConfig(), backend, busy, SLOW, 2) for backend in compared())
     assert mlx.exposed == mlx.communication
     assert mps.exposed < mps.communication
     assert not from_speed("a CPU", None, SEED, TrainConfig(), 100.0, "test").spare_cores
@@ -135,7 +135,7 @@ def test_a_machine_is_as_fast_as_it_was_seen(optimizer: Any) -> None:
     assert predict(SEED, config, "mlx", machine, SLOW, 1).tokens_per_second == pytest.approx(5000.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", compared())
 @pytest.mark.parametrize("machines", [2, 3, 4])
 def test_the_smallest_batch_that_helps(backend: BackendName, machines: int) -> None:
     link = LINKS["10gbe"]

@@ -38,7 +38,7 @@ def assert_same_run(shrunk: Path, small: Path) -> None:
 
 
 def total(spec: GPTSpec = SPEC, micro_batch: int = 16, backend: str = "mps", device: str = "cpu", **train: Any) -> int:
-    return estimate_memory(spec, TrainConfig(**train), backend, device, micro_batch).total  # type: ignore[arg-type]
+    return estimate_memory(spec, TrainConfig(**train), backend, device, micro_batch).total
 
 
 @pytest.mark.parametrize("backend", ["mps", "mlx"])
@@ -49,12 +49,12 @@ def test_the_estimate_follows_what_costs_memory(backend: str) -> None:
     assert total(backend=backend, precision="bfloat16") < whole
     assert total(dataclasses.replace(SPEC, n_layer=12), backend=backend) > 1.3 * whole
     assert total(dataclasses.replace(SPEC, dropout=0.0), backend=backend) < whole
-    states = estimate_memory(SPEC, TrainConfig(), backend, "cpu", 1)  # type: ignore[arg-type]
+    states = estimate_memory(SPEC, TrainConfig(), backend, "cpu", 1)
     assert states.weights == 4 * parameter_count(SPEC)
     # And the count of updates.
     assert states.moments == pytest.approx(8 * parameter_count(SPEC), abs=8)
     # Muon keeps one value for each of a matrix, where AdamW keeps two.
-    assert estimate_memory(SPEC, TrainConfig(optimizer="muon"), backend, "cpu", 1).moments < 0.9 * states.moments  # type: ignore[arg-type]
+    assert estimate_memory(SPEC, TrainConfig(optimizer="muon"), backend, "cpu", 1).moments < 0.9 * states.moments
 
 
 def test_pytorch_keeps_the_square_of_the_context_wherever_it_has_no_fused_attention() -> None:
@@ -250,8 +250,9 @@ def train(
 # Imported at the start of a Python process: fails as MLX's allocator does, from the 13th array of more than two
 # sequences on.
 FAILING_MLX = """
-from twingpt.backends.mlx import backend
+from twingpt.core.engines import find_engine
 
+backend = find_engine("mlx").part("backend")
 real, calls = backend._to_mlx, []
 
 

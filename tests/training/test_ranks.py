@@ -17,8 +17,9 @@ import pytest
 
 from tests.ranks import rank_environments, ranks
 from tests.training.test_trainer import final_state
+from twingpt.backends.torch_mps.engine import RESTARTS
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.core.world import ELASTIC_RESTARTS, Alone
+from twingpt.core.world import Alone
 from twingpt.training.config import CONFIG_FILE, RunConfig
 from twingpt.training.launch import launch_hosts, without_hosts
 from twingpt.training.log import read_metrics
@@ -235,13 +236,13 @@ def test_ranks_vote_often_enough_for_torchrun(
 
 def test_torchrun_restarts_what_it_began_and_nothing_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = datetime.fromtimestamp(psutil.Process(os.getppid()).create_time(), UTC)
-    monkeypatch.setenv(ELASTIC_RESTARTS, "1")
+    monkeypatch.setenv(RESTARTS, "1")
     assert not restarted(tmp_path)
     for minutes, ours in ((-1, False), (1, True)):
         session = {"step": 0, "started": (began + timedelta(minutes=minutes)).isoformat(timespec="seconds")}
         (tmp_path / SESSIONS_FILE).write_text(json.dumps({**session, "backend": "mps", "device": "cpu"}) + "\n")
         assert restarted(tmp_path) == ours
-    monkeypatch.setenv(ELASTIC_RESTARTS, "0")
+    monkeypatch.setenv(RESTARTS, "0")
     assert not restarted(tmp_path)
 
 

@@ -31,8 +31,9 @@ from twingpt.weights.checkpoint import CheckpointStore
 # than MOST sequences at a time. The model of the check before a run has one layer.
 ENDING = """
 import os
-from twingpt.backends.mlx.backend import MLXBackend
+from twingpt.core.engines import find_engine
 
+MLXBackend = find_engine("mlx").part("backend").MLXBackend
 real = MLXBackend.train_step
 
 
@@ -48,8 +49,9 @@ MLXBackend.train_step = ending
 STUCK = """
 import time
 from pathlib import Path
-from twingpt.backends.mlx.backend import MLXBackend
+from twingpt.core.engines import find_engine
 
+MLXBackend = find_engine("mlx").part("backend").MLXBackend
 real = MLXBackend.train_step
 
 
@@ -70,7 +72,9 @@ if "twingpt.training.probe" in sys.orig_argv:
     os.kill(os.getpid(), int(os.environ["SIGNAL"]))
 """
 FULL_TRIAL = """
-from twingpt.backends.mlx import backend
+from twingpt.core.engines import find_engine
+
+backend = find_engine("mlx").part("backend")
 
 
 def fail(*_):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twingpt.core.backend import BACKENDS
+from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.training.config import RunConfig, TrainConfig, make_config
 from twingpt.training.log import MetricsLog, read_metrics
@@ -84,12 +84,12 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
 
 
 def test_the_engines_follow_each_other_and_hand_over(tmp_path: Path, plain_data: Path) -> None:
-    for name in BACKENDS:
+    for name in compared():
         run_to(tmp_path / name, plain_data, name, model={"dropout": 0.0})
         run_to(tmp_path / f"from-{name}", plain_data, name, 4, model={"dropout": 0.0})
-    for name, other in (BACKENDS, BACKENDS[::-1]):
+    for name, other in (compared(), compared()[::-1]):
         run_to(tmp_path / f"from-{name}", plain_data, other, resume=True)
-    curves = [np.array(losses(tmp_path / run)) for run in (*BACKENDS, *(f"from-{name}" for name in BACKENDS))]
+    curves = [np.array(losses(tmp_path / run)) for run in (*compared(), *(f"from-{name}" for name in compared()))]
     for curve in curves[1:]:
         # Measured over 8 steps: 3.8e-6.
         assert np.abs(curve - curves[0]).max() < 2e-5

@@ -14,7 +14,8 @@ import torch
 
 from tests.weights import seed_script
 from twingpt.checks.parity import perturbed
-from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
+from twingpt.core.backend import EngineConfig, create_backend
+from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
 from twingpt.core.params import parameter_table
@@ -37,7 +38,7 @@ NANOGPT_ARGS = {**SHAPE, "bias": True, "vocab_size": 211}
 
 def assert_logits(spec: GPTSpec, weights: dict[str, Any], expected: np.ndarray[Any, Any]) -> None:
     """Both engines, holding these weights, give the expected logits."""
-    for name in BACKENDS:
+    for name in compared():
         engine = create_backend(name, spec, EngineConfig(device="cpu"))
         engine.load_state({MODEL + key: weight for key, weight in weights.items()})
         assert np.abs(engine.logits(TOKENS) - expected).max() < LOGITS, name

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.test_cli_generate import run_cli
 from tests.weights.models import BLOCK, GPT2, LLAMA, QWEN3, SEED, VOCAB, loud_state, save_run
-from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
+from twingpt.core.backend import EngineConfig, create_backend
+from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
@@ -42,7 +43,7 @@ VARIANTS = {
 
 def assert_logits(spec: GPTSpec, weights: dict[str, Any], expected: np.ndarray[Any, Any]) -> None:
     """Both engines, holding these weights, give the expected logits."""
-    for name in BACKENDS:
+    for name in compared():
         engine = create_backend(name, spec, EngineConfig(device="cpu"))
         engine.load_state({MODEL + key: weight for key, weight in weights.items()})
         error = np.abs(engine.logits(TOKENS) - expected).max()

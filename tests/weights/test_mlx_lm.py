@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.weights.models import BLOCK, FAMILIES, GPT2, LLAMA, QWEN3, SEED, VOCAB, save_run
-from twingpt.core.backend import BACKENDS, EngineConfig, create_backend
+from twingpt.core.backend import EngineConfig, create_backend
+from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
@@ -51,7 +52,7 @@ def test_mlx_lm_gives_our_logits_and_text(tmp_path: Path, tokenizer: Tokenizer, 
     convert_model(tmp_path / "run", tmp_path / "out", "mlx-lm", None)
     model, theirs = mlx_lm.load(str(tmp_path / "out"))
     logits = np.array(model(mx.array(TOKENS)))
-    for backend in BACKENDS:
+    for backend in compared():
         engine = create_backend(backend, spec, EngineConfig(device="cpu"))
         engine.load_state(state)
         error = np.abs(engine.logits(TOKENS) - logits).max()

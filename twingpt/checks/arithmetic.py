@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from twingpt.checks.causality import MODES, VOCABULARY, Mode, movements, probe_spec, probe_weights, worst
 from twingpt.checks.findings import Check, judged
-from twingpt.checks.operations import Engine, Matrix
 from twingpt.checks.parity import key_bias, perturbed
 from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, Precision, State, create_backend
+from twingpt.core.engines import engines
+from twingpt.core.measured import Matrix, Operations
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 
@@ -48,14 +49,18 @@ LARGE_K = (32_767, 32_768, 40_000)
 LEARNING_RATE = 1e-3
 
 ELSEWHERE = "use the other engine (--backend) or --device cpu until a newer release passes"
-TF32 = "for MLX on an M5 or newer, or on CUDA, set MLX_ENABLE_TF32=0 and try again; else "
+
+
+def first_try() -> str:
+    """What the engines say is to be tried when products are wrong."""
+    return "".join(engine.advice for engine in engines())
 
 
 @dataclass(frozen=True)
 class Subject:
     """The engine under examination, on the device that was asked for."""
 
-    engine: Engine
+    engine: Operations
     choice: DeviceChoice
 
     def backend(self, spec: GPTSpec, weights: State, **config: Any) -> Backend:
@@ -138,7 +143,7 @@ def step_against_cpu(subject: Subject) -> Iterator[Check]:
                 TOLERANCES[f"step {part}"][precision],
                 {"update": "learning rates"}.get(part, "of the largest"),
                 "the same weights and tokens on both devices",
-                f"training computes something else than the model: {TF32}{ELSEWHERE}",
+                f"training computes something else than the model: {first_try()}{ELSEWHERE}",
             )
 
 
@@ -185,7 +190,7 @@ def large_inner_dimension(subject: Subject) -> Iterator[Check]:
         TOLERANCES["matmul"]["float32"],
         "of the largest",
         f"{where}, against float64",
-        f"gradients of large batches and vocabularies are wrong: lower --micro-batch; {TF32}{ELSEWHERE}",
+        f"gradients of large batches and vocabularies are wrong: lower --micro-batch; {first_try()}{ELSEWHERE}",
     )
 
 
@@ -204,7 +209,7 @@ def bfloat16_products(subject: Subject) -> Iterator[Check]:
     )
 
 
-def _matmul_error(engine: Engine, inner: tuple[int, ...], outer: int, precision: Precision) -> tuple[float, str]:
+def _matmul_error(engine: Operations, inner: tuple[int, ...], outer: int, precision: Precision) -> tuple[float, str]:
     """The largest error over the layouts that forward and backward of a linear layer use."""
     generator = np.random.Generator(np.random.PCG64(4))
     worst_error, where = -1.0, ""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from twingpt.checks import machine
 from twingpt.checks.arithmetic import CHECKS, Subject
 from twingpt.checks.findings import Check, Report
-from twingpt.checks.operations import open_engine
-from twingpt.core.backend import DeviceChoice, installed_backends
+from twingpt.core.backend import DeviceChoice
+from twingpt.core.engines import find_engine, how_to_install, installed_backends
 
 
 def run_doctor(device: DeviceChoice = "auto", progress: Callable[[str], None] | None = None) -> Report:
@@ -19,10 +19,10 @@ def run_doctor(device: DeviceChoice = "auto", progress: Callable[[str], None] | 
     report = Report(facts={"versions": machine.versions(), "machine": machine.machine()}, notes=machine.notes())
     names = installed_backends()
     if not names:
-        report.notes.append("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+        report.notes.append(f"no engine is installed: {how_to_install()}")
     for name in names:
         try:
-            engine = open_engine(name, device)
+            engine = find_engine(name).operations(device)
         except Exception as error:
             # A framework that is installed but broken, or the device asked for is not there.
             report.checks.append(_broken(name, device, "the engine starts", error))

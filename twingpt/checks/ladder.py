@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twingpt.core.backend import BACKENDS, Backend, DeviceChoice, EngineConfig, State
+from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, State
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, update_scale
 from twingpt.core.params import OptimizerName, parameter_table
 from twingpt.core.spec import GPTSpec
@@ -156,7 +156,7 @@ def telling_config(gradients: State, optimizer: OptimizerName, device: DeviceCho
 
 
 def update_rungs(
-    label: str, spec: GPTSpec, gradients: State, device: DeviceChoice, make: EngineMaker
+    label: str, spec: GPTSpec, gradients: State, device: DeviceChoice, engines: tuple[str, str], make: EngineMaker
 ) -> Iterator[Rung]:
     """Rungs 5 and 6 with each optimizer: all that it keeps, after the first update and after the last of five.
 
@@ -165,7 +165,7 @@ def update_rungs(
     batches = update_batches(spec)
     for optimizer, title in OPTIMIZERS.items():
         config = telling_config(gradients, optimizer, device)
-        courses = {name: _course(spec, make(name, config), config, batches) for name in BACKENDS}
+        courses = {name: _course(spec, make(name, config), config, batches) for name in engines}
         for number, updates, position in ((5, "one update", 0), (6, "five updates", -1)):
             lr = batches[0].lr if position == 0 else max(UPDATE_RATES)
             own = [engine[position] for engine, _ in courses.values()]

@@ -7,27 +7,17 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from twingpt import __version__
+from twingpt.core.engines import engines
+from twingpt.core.memory import gibibytes
 
-GIB = 1024.0**3
-PACKAGES = ("torch", "mlx", "numpy", "tokenizers", "safetensors")
-# Read by the frameworks when they are imported or first used, so that a forgotten one changes a run from afar.
-FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
-VARIABLES = (
-    "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
-    "PYTORCH_MPS_LOW_WATERMARK_RATIO",
-    "PYTORCH_MPS_PREFER_METAL",
-    "PYTORCH_MPS_FAST_MATH",
-    "MLX_ENABLE_TF32",
-    "MLX_DISABLE_COMPILE",
-)
+PACKAGES = ("numpy", "tokenizers", "safetensors")
 
 
 def versions() -> dict[str, str]:
     found = {"twingpt": __version__, "python": platform.python_version(), "system": _system()}
-    for package in PACKAGES:
+    for package in (*(name for engine in engines() for name in engine.packages), *PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -36,76 +26,21 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
+    """The hardware, and the variables that frameworks read: a forgotten one changes a run from afar."""
+    known = engines()
+    fallbacks = [engine.fallback for engine in known if engine.fallback]
+    variables = [name for engine in known for name in engine.variables]
     return {
         "chip": _chip() or "unknown",
         "cores": str(os.cpu_count()),
         "memory": gibibytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
-        FALLBACK: os.environ.get(FALLBACK, "not set"),
-        **{name: os.environ[name] for name in VARIABLES if name in os.environ},
+        **{name: os.environ.get(name, "not set") for name in fallbacks},
+        **{name: os.environ[name] for name in variables if name in os.environ},
     }
 
 
 def notes() -> list[str]:
-    found = []
-    if os.environ.get(FALLBACK, "0") not in ("", "0"):
-        found.append(
-            f"{FALLBACK} is set: an operation without a Metal kernel runs on the CPU, with a warning "
-            "at most; unset it to be stopped instead"
-        )
-    if os.environ.get("MLX_ENABLE_TF32") != "0" and platform.system() == "Darwin":
-        found.append(
-            "MLX may compute float32 products in TF32 on an M5 or newer (mlx#3860); MLX_ENABLE_TF32=0 keeps them whole"
-        )
-    return found
-
-
-def gibibytes(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
-
-
-def torch_facts(device: Any) -> dict[str, str]:
-    """State of PyTorch's devices. device: the torch.device that the engine takes."""
-    import torch
-
-    mps = torch.backends.mps
-    facts = {
-        "device taken": str(device),
-        "built with MPS": yes(mps.is_built()),
-        "MPS available": yes(mps.is_available()),
-        "CUDA available": yes(torch.cuda.is_available()),
-        "threads": str(torch.get_num_threads()),
-    }
-    if mps.is_available():
-        facts["working-set limit"] = gibibytes(torch.mps.recommended_max_memory())
-    if torch.cuda.is_available():
-        facts["CUDA device"] = torch.cuda.get_device_name()
-        facts["CUDA memory"] = gibibytes(torch.cuda.get_device_properties(0).total_memory)
-    return facts
-
-
-def mlx_facts(device: Any) -> dict[str, str]:
-    """State of MLX's devices. device: the mlx.core.Device that the engine takes."""
-    import mlx.core as mx
-
-    info = mx.device_info(device)
-    facts = {
-        "device taken": str(device),
-        "Metal available": yes(mx.metal.is_available()),
-        "CUDA available": yes(mx.cuda.is_available()),
-        "architecture": str(info.get("architecture", "unknown")),
-    }
-    for name, key in (
-        ("memory", "memory_size"),
-        ("working-set limit", "max_recommended_working_set_size"),
-        ("largest buffer", "max_buffer_length"),
-    ):
-        if key in info:
-            facts[name] = gibibytes(int(info[key]))
-    return facts
-
-
-def yes(value: bool) -> str:
-    return "yes" if value else "no"
+    return [note for engine in engines() for note in engine.notes()]
 
 
 def _system() -> str:

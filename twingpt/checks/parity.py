@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from twingpt.checks.ladder import TOLERANCES, Rung, largest, tensor_error, update_rungs
 from twingpt.checks.ladder import key_bias as key_bias
-from twingpt.core.backend import BACKENDS, Backend, DeviceChoice, EngineConfig, State, create_backend
+from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, State, create_backend
+from twingpt.core.engines import compared, engines, framework_installed
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import initial_weights
 from twingpt.core.params import parameter_table
@@ -83,19 +84,25 @@ def perturbed(spec: GPTSpec, seed: int = 0) -> State:
 
 
 def climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice) -> Iterator[Rung]:
-    """The rungs for one model, in order."""
-    torch_engine, mlx_engine = (create_backend(name, spec, EngineConfig(device=device)) for name in BACKENDS)
-    for engine in (torch_engine, mlx_engine):
+    """The rungs for one model, in order: the first engine against each of the others."""
+    first, *others = compared()
+    for name in others:
+        # With two engines there is only one pair to speak of.
+        pair = label if len(others) == 1 else f"{label}, {first} and {name}"
+        yield from _climb(pair, spec, weights, device, (first, name))
+
+
+def _climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice, names: tuple[str, str]) -> Iterator[Rung]:
+    one, other = (create_backend(name, spec, EngineConfig(device=device)) for name in names)
+    for engine in (one, other):
         engine.load_state(weights)
     inputs, targets = _batch(spec)
 
-    yield Rung(label, 1, "names and shapes", "keys", _key_differences(spec, torch_engine, mlx_engine), 0)
-    logits = [engine.logits(inputs) for engine in (torch_engine, mlx_engine)]
+    yield Rung(label, 1, "names and shapes", "keys", _key_differences(spec, one, other), 0)
+    logits = [engine.logits(inputs) for engine in (one, other)]
     logit_error = largest(logits[0] - logits[1])
     yield Rung(label, 2, "logits", "of the largest", _logit_error(*logits), TOLERANCES["logits"])
-    losses, gradients = zip(
-        *(engine.loss_and_grads(inputs, targets) for engine in (torch_engine, mlx_engine)), strict=True
-    )
+    losses, gradients = zip(*(engine.loss_and_grads(inputs, targets) for engine in (one, other)), strict=True)
     yield Rung(label, 3, "loss", "nats/token", abs(losses[0] - losses[1]), TOLERANCES["loss"])
     yield from _third_opinion(label, spec, weights, inputs, targets, logits, list(losses))
     yield Rung(
@@ -107,23 +114,23 @@ def climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice) -> It
         TOLERANCES["gradients"],
     )
     yield from _by_hand(label, spec, weights, inputs, targets, logits, list(losses), list(gradients))
-    yield from _usual_update(label, spec, (torch_engine, mlx_engine), inputs, targets, gradients[0])
-    yield _muon_rung(label, spec, weights, device, inputs, targets)
+    yield from _usual_update(label, spec, (one, other), inputs, targets, gradients[0])
+    yield _muon_rung(label, spec, weights, device, names, inputs, targets)
 
     def loaded(name: str, config: EngineConfig) -> Backend:
         engine = create_backend(name, spec, config)
         engine.load_state(weights)
         return engine
 
-    yield from update_rungs(label, spec, gradients[0], device, loaded)
-    for engine in (torch_engine, mlx_engine):
+    yield from update_rungs(label, spec, gradients[0], device, names, loaded)
+    for engine in (one, other):
         engine.load_state(weights)
     yield Rung(
         label,
         8,
         "greedy text",
         f"of {GREEDY_TOKENS} tokens",
-        _greedy_differences(spec, torch_engine, mlx_engine, logit_error),
+        _greedy_differences(spec, one, other, logit_error),
         0,
     )
 
@@ -187,12 +194,13 @@ def _muon_rung(
     spec: GPTSpec,
     weights: State,
     device: DeviceChoice,
+    names: tuple[str, str],
     inputs: NDArray[np.int32],
     targets: NDArray[np.int32],
 ) -> Rung:
     """Rung 5 with Muon, of which AdamW's share is left out: what it moves is compared above."""
     states = []
-    for name in BACKENDS:
+    for name in names:
         engine = create_backend(name, spec, EngineConfig(device=device, optimizer="muon"))
         engine.load_state(weights)
         engine.train_step(inputs[None], targets[None], LEARNING_RATE, 0)
@@ -230,19 +238,20 @@ def _by_hand(
     losses: list[float],
     gradients: list[State],
 ) -> Iterator[Rung]:
-    """Rungs 2 to 4 against the reference engine, whose forward and backward passes are written out in NumPy.
+    """Rungs 2 to 4 against each engine whose forward and backward passes are written out by hand.
 
     Two frameworks may take one derivative in the same wrong way; a pass by hand does not share it.
     """
-    reference = create_backend("reference", spec, EngineConfig())
-    reference.load_state(weights)
-    error = max(_logit_error(ours, reference.logits(inputs)) for ours in logits)
-    yield Rung(label, 2, "logits, by hand", "of the largest", error, TOLERANCES["logits"])
-    loss, by_hand = reference.loss_and_grads(inputs, targets)
-    error = max(abs(ours - loss) for ours in losses)
-    yield Rung(label, 3, "loss, by hand", "nats/token", error, TOLERANCES["loss"])
-    error = max(tensor_error(spec, ours, by_hand) for ours in gradients)
-    yield Rung(label, 4, "gradients, by hand", "of the largest", error, TOLERANCES["gradients"])
+    for name in (engine.name for engine in engines() if engine.by_hand):
+        other = create_backend(name, spec, EngineConfig())
+        other.load_state(weights)
+        error = max(_logit_error(ours, other.logits(inputs)) for ours in logits)
+        yield Rung(label, 2, "logits, by hand", "of the largest", error, TOLERANCES["logits"])
+        loss, by_hand = other.loss_and_grads(inputs, targets)
+        error = max(abs(ours - loss) for ours in losses)
+        yield Rung(label, 3, "loss, by hand", "nats/token", error, TOLERANCES["loss"])
+        error = max(tensor_error(spec, ours, by_hand) for ours in gradients)
+        yield Rung(label, 4, "gradients, by hand", "of the largest", error, TOLERANCES["gradients"])
 
 
 def _third_opinion(
@@ -255,7 +264,6 @@ def _third_opinion(
     losses: list[float],
 ) -> Iterator[Rung]:
     """Rungs 2 and 3 against transformers, where it is installed and has a model that computes this spec."""
-    from twingpt.core.backend import framework_installed
     from twingpt.weights.targets import obstacles
 
     if not framework_installed("transformers") or not framework_installed("torch") or obstacles("hf", spec):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twingpt.commands.options import Device, Json
+from twingpt.commands.options import ComparedBackends, Device, Json
 from twingpt.console import print_json
 from twingpt.core.errors import UsageError
 from twingpt.core.presets import PRESETS
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from twingpt.measure.tune import Candidate
     from twingpt.training.config import RunConfig
 
-Backends = Annotated[str, typer.Option("--backend", help="Engine: mps (PyTorch), mlx, or all that are installed.")]
 Precisions = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,7 +35,7 @@ Seed = Annotated[int | None, typer.Option(help="Of weights, tokens and dropout."
 
 
 def bench(
-    backend: Backends = "all",
+    backend: ComparedBackends = "all",
     device: Device = "auto",
     preset: PresetOption = "seed",
     config: ConfigFile = None,
@@ -92,7 +91,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="TOML file to write, for `train --config`.", metavar="FILE")] = Path(
         "tuned.toml"
     ),
-    backend: Backends = "all",
+    backend: ComparedBackends = "all",
     device: Device = "auto",
     preset: PresetOption = "seed",
     config: ConfigFile = None,

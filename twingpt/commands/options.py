@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from twingpt.core.presets import PRESETS
 from twingpt.core.setting import option_name
@@ -16,18 +17,58 @@ Run = Annotated[
 ]
 
 
+_ALL, _COMPARED, _COMPARED_OR_ALL = "{all}", "{compared}", "{compared or all}"
+"""What stands in a help text for the engines: reading their records would slow every command down."""
+
+
+class EngineCommand(TyperCommand):
+    """A command with an option --backend, whose help names the engines that are there."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from twingpt.core.engines import compared, default_engine, described, engine_names
+
+        option = next(param for param in self.params if param.name == "backend")
+        listed = {
+            _ALL: described(engine_names()),
+            _COMPARED: described(list(compared())),
+            _COMPARED_OR_ALL: described(list(compared()), "all that are installed"),
+        }
+        text: str = option.help  # type: ignore[attr-defined]
+        for placeholder, engines in listed.items():
+            text = text.replace(placeholder, engines)
+        option.help = text  # type: ignore[attr-defined]
+        if option.default == "":
+            option.default = default_engine()
+        super().format_help(ctx, formatter)
+
+
 def _engine_name(value: str | None) -> str | None:
     """An alias becomes the engine's name here, so that nothing behind the command line knows aliases."""
-    from twingpt.core.backend import ALIASES
+    from twingpt.core.engines import find_engine
 
-    return value if value is None else ALIASES.get(value, value)
+    return None if value is None else find_engine(value).name
 
 
-_ENGINE = "Engine: mps (PyTorch; torch means the same), mlx, or reference (NumPy: to read, slow)."
+def _training_engine(value: str) -> str:
+    """Which engine trains where none is asked for is known only now."""
+    from twingpt.core.engines import default_engine, find_engine
+
+    return find_engine(value or default_engine()).name
+
+
+def _compared_engine(value: str) -> str:
+    from twingpt.core.engines import default_engine, find_compared
+
+    return find_compared(value or default_engine()).name
+
+
+_HELP = f"Engine: {_ALL}."
 AnyBackend = Annotated[
-    str | None, typer.Option("--backend", help=_ENGINE, show_default="the one installed", callback=_engine_name)
+    str | None, typer.Option("--backend", help=_HELP, show_default="the one installed", callback=_engine_name)
 ]
-TrainingBackend = Annotated[str, typer.Option("--backend", help=_ENGINE, callback=_engine_name)]
+TrainingBackend = Annotated[str, typer.Option("--backend", help=_HELP, callback=_training_engine)]
+ComparedBackend = Annotated[str, typer.Option("--backend", help=f"Engine: {_COMPARED}.", callback=_compared_engine)]
+ComparedBackends = Annotated[str, typer.Option("--backend", help=f"Engine: {_COMPARED_OR_ALL}.")]
 Device = Annotated[
     Literal["auto", "gpu", "cpu"],
     typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from twingpt.commands.options import Device, Json
+from twingpt.commands.options import ComparedBackend, Device, Json
 from twingpt.console import print_json
 from twingpt.core.errors import UsageError
 from twingpt.core.presets import PRESETS
@@ -21,7 +21,7 @@ def plan(
     run: Annotated[
         Path | None, typer.Argument(help="Take model and recipe from this run instead.", metavar="RUN")
     ] = None,
-    backend: Annotated[Literal["mps", "mlx"], typer.Option("--backend", help="Engine: mps (PyTorch) or mlx.")] = "mps",
+    backend: ComparedBackend = "",
     preset: Annotated[str, typer.Option(help=f"Model and recipe: {', '.join(PRESETS)}.")] = "seed",
     config: Annotated[
         Path | None, typer.Option(help="TOML file with settings of model and train.", metavar="FILE")
@@ -129,7 +129,7 @@ def _links(names: list[str] | None, bandwidth: float | None, latency: float | No
 def _machine(
     spec: "GPTSpec",
     config: "TrainConfig",
-    backend: Literal["mps", "mlx"],
+    backend: str,
     device: Literal["auto", "gpu", "cpu"],
     chip_options: dict[str, Any],
     tokens_per_second: float | None,

@@ -42,7 +42,7 @@ def serve(
     max_body: Annotated[int, typer.Option(help="Largest request, in KiB.", min=1)] = 1024,
 ) -> None:
     """Answer questions over the OpenAI API and on a page, and show the run as it trains."""
-    from twingpt.core.backend import TITLES
+    from twingpt.core.engines import find_engine
     from twingpt.serve.service import Limits, open_service, require_packages
 
     require_packages()
@@ -75,7 +75,7 @@ def serve(
     model = service.model.loaded
     what = "no checkpoint yet"
     if model is not None:
-        what = f"step {model.step}, {TITLES[model.engine.name]} on {model.engine.device}"
+        what = f"step {model.step}, {find_engine(model.engine.name).title} on {model.engine.device}"
     console.print(f"{service.name}: {what}", markup=False, highlight=False)
     console.print(f"page    {base}/", markup=False, highlight=False)
     console.print(f"API     {base}/v1   (model {service.name!r})", markup=False, highlight=False)

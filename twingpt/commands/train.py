@@ -46,7 +46,7 @@ def train(
         Path | None,
         typer.Option(help="Folder that `prepare` wrote.", metavar="DATA", show_default="the run's, with --resume"),
     ] = None,
-    backend: TrainingBackend = "mps",
+    backend: TrainingBackend = "",
     device: Device = "auto",
     preset: Annotated[
         str | None,
@@ -123,7 +123,7 @@ def train(
 
         raise typer.Exit(train_in_a_child(arguments, out, console))
     if mps_fallback:
-        allow_mps_fallback()
+        allow_fallback()
 
     from twingpt.training.foreground import run_shown
     from twingpt.training.ranks import leave_at_once, leaving_at_once, restarted
@@ -163,17 +163,22 @@ def train(
 
 def launch_on(hosts: str, backend: str, arguments: list[str]) -> None:
     """Start the ranks, which does not return, or print what to type on each host."""
+    from twingpt.core.engines import find_engine
     from twingpt.training.launch import launch_hosts, start, without_hosts
 
     launch = launch_hosts([host.strip() for host in hosts.split(",")], backend, without_hosts(arguments))
     lines = start(launch)
-    typer.echo("torchrun starts only the ranks of its own machine. Type, in any order:")
+    launcher = find_engine(backend).launcher
+    assert launcher is not None
+    typer.echo(f"{launcher.name} starts only the ranks of its own machine. Type, in any order:")
     for line in lines:
         typer.echo(f"  {line}")
 
 
-def allow_mps_fallback() -> None:
-    """To be called before torch is imported, which reads it then, and only then."""
-    from twingpt.checks.machine import FALLBACK
+def allow_fallback() -> None:
+    """To be called before a framework is imported, which reads it then, and only then."""
+    from twingpt.core.engines import engines
 
-    os.environ[FALLBACK] = "1"
+    for engine in engines():
+        if engine.fallback:
+            os.environ[engine.fallback] = "1"

@@ -1,14 +1,11 @@
-"""The line between what both engines share and what each owns: the Backend protocol and the lazy registry.
+"""The line between what both engines share and what each owns: the Backend protocol.
 
 NumPy goes in; NumPy, floats or an opaque handle come out; no device tensor crosses.
 """
 
-import importlib
-import importlib.util
 import zlib
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +14,12 @@ from twingpt.core.engine_settings import DeviceChoice as DeviceChoice
 from twingpt.core.engine_settings import EngineConfig as EngineConfig
 from twingpt.core.engine_settings import EngineSettings as EngineSettings
 from twingpt.core.engine_settings import Precision as Precision
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.engines import find_engine
 from twingpt.core.spec import GPTSpec
 from twingpt.core.world import World
 
-BackendName = Literal["mps", "mlx", "reference"]
-
-TITLES: dict[str, str] = {"mps": "PyTorch", "mlx": "MLX", "reference": "NumPy"}
-"""Engine -> what people call it. `mps` also computes on CUDA and on a CPU, so its name would mislead in a sentence."""
-
-ALIASES: dict[str, str] = {"torch": "mps"}
-"""Other names that an engine can be asked for by -> its name."""
-
-BACKENDS: tuple[BackendName, ...] = ("mps", "mlx")
-"""The engines that are compared and measured. "reference", in plain NumPy, is there to be read."""
+BackendName = str
+"""An engine's name, as its record has it (core.engines)."""
 
 State = dict[str, NDArray[Any]]
 """`model/<name>`, `adamw.m/<name>`, `adamw.v/<name>`, `muon.momentum/<name>` (float32),
@@ -128,7 +117,7 @@ def create_backend(name: str, spec: GPTSpec, config: EngineConfig | None = None,
     world: what `join_world` gave, if this process is one of several ranks: gradients are summed over them.
     Raises UsageError for a name that is no engine, TwinGPTError if its framework is not installed.
     """
-    backend: Backend = _engine_module(name, "backend").create(spec, config or EngineConfig(), world)
+    backend: Backend = find_engine(name).part("backend").create(spec, config or EngineConfig(), world)
     return backend
 
 
@@ -137,31 +126,5 @@ def join_world(name: str, timeout: float) -> World:
 
     Raises what `create_backend` raises, and TwinGPTError if the ranks do not find each other.
     """
-    world: World = _engine_module(name, "distributed").join(timeout)
+    world: World = find_engine(name).part("distributed").join(timeout)
     return world
-
-
-def _engine_module(name: str, module: str) -> ModuleType:
-    packages = {
-        "mps": ("torch_mps", "torch", "torch"),
-        "mlx": ("mlx", "mlx.core", "mlx"),
-        "reference": ("reference", "numpy", "numpy"),
-    }
-    if name not in packages:
-        raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(packages)}")
-    package, framework, extra = packages[name]
-    if not framework_installed(framework):
-        raise TwinGPTError(f"backend {name} needs {extra}, which is not installed: pip install 'twingpt[{extra}]'")
-    return importlib.import_module(f"twingpt.backends.{package}.{module}")
-
-
-def framework_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def installed_backends() -> list[BackendName]:
-    frameworks: dict[BackendName, str] = {"mps": "torch", "mlx": "mlx.core"}
-    return [name for name in BACKENDS if framework_installed(frameworks[name])]

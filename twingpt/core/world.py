@@ -7,15 +7,46 @@ import json
 import math
 import os
 import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-LAUNCHERS = {"mps": "torchrun", "mlx": "mlx.launch"}
-"""Engine -> the launcher that starts its ranks."""
+from twingpt.core.engines import engines
 
-# Set by torchrun; by mlx.launch; and by Open MPI and MPICH, which MLX can use as well.
-_SIGNS = {"mps": ("WORLD_SIZE", "RANK", "MASTER_ADDR"), "mlx": ("MLX_RANK",)}
 _MPI_SIGNS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
-ELASTIC_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Set for each rank by Open MPI and by MPICH."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """name: as the user gave it. here: whether it is this machine."""
+
+    name: str
+    address: str
+    here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What starts a run of several ranks: to be run here, or to be typed on each host by the person."""
+
+    here: list[str] | None
+    on_hosts: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """What starts the ranks of an engine.
+
+    signs: variables that it sets, all of them, for each rank. restarts: the variable in which it counts how often it
+    has started the ranks again. start: (a host for each rank, arguments of Python) -> what starts them; raises
+    UsageError for hosts that it cannot take, TwinGPTError if it is not installed.
+    """
+
+    name: str
+    signs: tuple[str, ...]
+    start: Callable[[Sequence[Host], list[str]], Launch]
+    restarts: str = ""
 
 
 class World(Protocol):
@@ -44,8 +75,17 @@ class Alone:
 def launched_for() -> str | None:
     """The engine whose launcher started this process as one of several ranks; None if nobody did."""
     if any(sign in os.environ for sign in _MPI_SIGNS):
-        return "mlx"
-    return next((name for name, signs in _SIGNS.items() if all(sign in os.environ for sign in signs)), None)
+        return next((engine.name for engine in engines() if engine.joins_mpi), None)
+    for engine in engines():
+        if engine.launcher is not None and all(sign in os.environ for sign in engine.launcher.signs):
+            return engine.name
+    return None
+
+
+def started_again() -> bool:
+    """Whether an engine's launcher has started this process anew, after a rank was lost."""
+    counters = [engine.launcher.restarts for engine in engines() if engine.launcher and engine.launcher.restarts]
+    return any(os.environ.get(counter, "0") != "0" for counter in counters)
 
 
 def totals(world: World, *values: float) -> list[float]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend, installed_backends
+from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend
+from twingpt.core.engines import how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
@@ -188,7 +189,7 @@ def default_backend() -> str:
     """Raises TwinGPTError if there is no engine."""
     installed = installed_backends()
     if not installed:
-        raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+        raise TwinGPTError(f"no engine is installed: {how_to_install()}")
     return installed[-1]
 
 

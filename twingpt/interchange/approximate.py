@@ -6,7 +6,8 @@ from importlib import resources
 
 import numpy as np
 
-from twingpt.core.backend import EngineConfig, create_backend, installed_backends
+from twingpt.core.backend import EngineConfig, create_backend
+from twingpt.core.engines import how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import Weights
 from twingpt.core.spec import GPTSpec
@@ -41,7 +42,7 @@ def activation_error(
     """
     engines = installed_backends()
     if not engines:
-        raise TwinGPTError("measuring the error needs an engine: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+        raise TwinGPTError(f"measuring the error needs an engine: {how_to_install()}")
     window = min(WINDOW, exact.block_size)
     if encode is None:
         tokens = np.random.default_rng(0).integers(0, exact.vocab_size, WINDOWS * window)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.checks.machine import machine, versions
-from twingpt.core.backend import BACKENDS, BackendName, DeviceChoice, Precision, installed_backends
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.backend import BackendName, DeviceChoice, Precision
+from twingpt.core.engines import find_compared, find_engine, how_to_install, installed_backends
+from twingpt.core.errors import TwinGPTError
 from twingpt.core.memory import machine_memory
 from twingpt.core.params import flops_per_token, matmul_weights, parameter_count
 from twingpt.core.spec import GPTSpec
@@ -41,14 +42,11 @@ def chosen_backends(name: str) -> list[BackendName]:
     installed = installed_backends()
     if name == "all":
         if not installed:
-            raise TwinGPTError("no engine is installed: pip install 'twingpt[torch]' or 'twingpt[mlx]'")
+            raise TwinGPTError(f"no engine is installed: {how_to_install()}")
         return installed
-    if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}: choose one of all, {', '.join(BACKENDS)}")
-    if name not in installed:
-        extra = "torch" if name == "mps" else "mlx"
-        raise TwinGPTError(f"backend {name} needs {extra}, which is not installed: pip install 'twingpt[{extra}]'")
-    return [name]
+    engine = find_compared(name, "all")
+    engine.check_installed()
+    return [engine.name]
 
 
 def load_config(
@@ -126,7 +124,7 @@ def roofline(row: Row, spec: GPTSpec, chip: Chip) -> dict[str, Any]:
     (float32 in either precision) must be read for every token, whichever allows less. Elsewhere: the products of
     weights alone, as fast as the same engine was seen to do them here.
     """
-    on_chip = row["device"] in ("mps", "metal")
+    on_chip = row["device"] == find_engine(row["backend"]).chip_device
     flops, bandwidth = (chip.flops, chip.bandwidth) if on_chip else (None, None)
     weights = matmul_weights(spec)
     generation = []

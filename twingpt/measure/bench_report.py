@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError
 from twingpt.measure.throughput import BLOCKS, PROMPT, SLOTS
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MIB = 1024**2
-COLOURS = {"mps": "#d1495b", "mlx": "#2e6f95"}
-TITLES = {"mps": "PyTorch", "mlx": "MLX"}
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -46,7 +45,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 
 def _heading(row: dict[str, Any]) -> str:
-    return f"{row['backend']} ({TITLES[row['backend']]})\n{row['precision']}"
+    return f"{row['backend']} ({find_engine(row['backend']).title})\n{row['precision']}"
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -146,7 +145,7 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], title: str, kinds: dict[str, l
             places,
             heights,
             width * 0.92,
-            color=[COLOURS[row["backend"]] for row in rows],
+            color=[find_engine(row["backend"]).colour for row in rows],
             alpha=fades[number],
             yerr=(low, high) if any(low + high) else None,
             capsize=3,
@@ -157,7 +156,7 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], title: str, kinds: dict[str, l
         handles = [Patch(color="0.2", alpha=fade, label=label) for label, fade in zip(kinds, fades, strict=True)]
         axes.legend(handles=handles, frameon=False, fontsize=9, ncols=len(kinds), loc="upper center")
     axes.set_xticks(
-        range(len(rows)), [f"{TITLES[row['backend']]}\n{row['device']}, {row['precision']}" for row in rows]
+        range(len(rows)), [f"{find_engine(row['backend']).title}\n{row['device']}, {row['precision']}" for row in rows]
     )
     axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.15)

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from twingpt.core.backend import BackendName
+from twingpt.core.engines import Exchange, find_engine
+from twingpt.core.errors import UsageError
 from twingpt.core.muon import STEPS, matrices_by_shape
 from twingpt.core.params import flops_per_token, parameter_count, parameter_table
 from twingpt.core.spec import GPTSpec
@@ -24,17 +26,6 @@ from twingpt.measure.links import Link
 from twingpt.training.config import TrainConfig
 
 FLOAT = 4
-
-BUCKET_BYTES: dict[BackendName, int] = {"mps": 25 * 1024**2, "mlx": 32 * 1024**2}
-"""Gradients that travel together: BUCKET_BYTES of each engine's distributed.py."""
-
-HOP_SECONDS: dict[BackendName, float] = {"mps": 100e-6, "mlx": 40e-6}
-"""What a hop costs beside the wire, threads that must wake up above all: half of an all-reduce of next to nothing
-between two processes, 0.20 and 0.08 ms on the development machine. MLX's threads never sleep while they wait."""
-
-PASSES: dict[BackendName, int] = {"mps": 3, "mlx": 4}
-"""How often the gradients are read and written beside the all-reduce. PyTorch: put into buckets, from Metal to the CPU
-and back. MLX: put into groups, copied by the ring, divided into means and multiplied to sums."""
 
 UPDATE_BYTES = 40
 """Memory traffic of clipping and AdamW for each parameter: its gradient read for the norm, read and written scaled,
@@ -51,8 +42,8 @@ MOST = 2**16
 class Machine:
     """flops: a second, as training reaches them. memory: bytes a second, read or written. source: of these figures.
 
-    spare_cores: whether the CPU has cores that training leaves alone, as it does when it runs on a GPU. MLX's threads
-    that wait for the network never sleep: without such cores they take as much from the backward pass as it hides.
+    spare_cores: whether the CPU has cores that training leaves alone, as it does when it runs on a GPU. Threads
+    that wait for the network and never sleep take, without such cores, as much from the backward pass as it hides.
     """
 
     name: str
@@ -88,6 +79,14 @@ class Cost:
         return self.tokens / self.step
 
 
+def exchange_of(backend: BackendName) -> Exchange:
+    """Raises UsageError for an engine that trains on one machine alone."""
+    exchange = find_engine(backend).exchange
+    if exchange is None:
+        raise UsageError(f"backend {backend} trains on one machine alone")
+    return exchange
+
+
 def predict(
     spec: GPTSpec, config: TrainConfig, backend: BackendName, machine: Machine, link: Link, machines: int
 ) -> Cost:
@@ -109,7 +108,7 @@ def predict(
     if machines == 1:
         return cost
     micro_batches = max(1.0, local / config.micro_batch) if config.micro_batch else 1.0
-    hides = machine.spare_cores or backend != "mlx"
+    hides = machine.spare_cores or exchange_of(backend).sleeps
     window = compute / micro_batches * backward_share(spec, config) if hides else 0.0
     finished = communication = 0.0
     for size, ready in buckets(spec, backend):
@@ -123,7 +122,7 @@ def predict(
         compute=compute,
         communication=communication,
         exposed=finished - window,
-        copies=PASSES[backend] * 2 * gradients / machine.memory,
+        copies=exchange_of(backend).passes * 2 * gradients / machine.memory,
         update=cost.update,
     )
 
@@ -132,7 +131,7 @@ def all_reduce_seconds(size: float, machines: int, link: Link, backend: BackendN
     """A ring all-reduce of `size` bytes. Over shared air every machine waits for every other one's bytes too."""
     sent = 2 * (machines - 1) / machines * size * (machines if link.shared else 1)
     hops = 2 * (machines - 1)
-    return sent / (link.gbits * 1e9 / 8) + hops * (link.latency_ms / 1000 + HOP_SECONDS[backend])
+    return sent / (link.gbits * 1e9 / 8) + hops * (link.latency_ms / 1000 + exchange_of(backend).hop_seconds)
 
 
 def buckets(spec: GPTSpec, backend: BackendName) -> Iterator[tuple[int, float]]:
@@ -141,9 +140,9 @@ def buckets(spec: GPTSpec, backend: BackendName) -> Iterator[tuple[int, float]]:
     In the engines' order, the last parameters first: the head's gradient is made with the loss, the embeddings' at the
     very end.
     """
-    size, ready = 0, 0.0
+    size, ready, full = 0, 0.0, exchange_of(backend).bucket_bytes
     for name, param in reversed(parameter_table(spec).items()):
-        if size >= BUCKET_BYTES[backend]:
+        if size >= full:
             yield size, ready
             size = 0
         size += FLOAT * param.size

@@ -1,81 +1,19 @@
 """How fast an engine multiplies the matrices of a spec: the limit that a whole step is held against.
 
-Written once for both engines, as their arrays share `@` and `.T`.
+Written once for all engines, as their arrays share `@` and `.T`.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
 
-from twingpt.core.backend import BackendName, DeviceChoice, Precision
+from twingpt.core.measured import Arrays, Products
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 
 REPEATS = 3
 ENOUGH = 2.0
 """Seconds after which a product is not repeated again."""
-
-
-Products = list[tuple[Any, Any]]
-
-
-class Arrays(Protocol):
-    def random(self, rows: int, columns: int) -> Any:
-        """[rows, columns] of N(0, 1) on the device, in the run's precision."""
-
-    def compute(self, products: Products) -> None:
-        """Multiply each pair, and wait for all."""
-
-
-class TorchArrays:
-    def __init__(self, choice: DeviceChoice, precision: Precision) -> None:
-        import torch
-
-        from twingpt.backends.torch_mps.backend import choose_device
-
-        self._device = choose_device(choice)
-        self._dtype = getattr(torch, precision)
-
-    def random(self, rows: int, columns: int) -> Any:
-        import torch
-
-        return torch.randn(rows, columns, device=self._device).to(self._dtype)
-
-    def compute(self, products: Products) -> None:
-        import torch
-
-        for left, right in products:
-            left @ right
-        if self._device.type != "cpu":
-            getattr(torch, self._device.type).synchronize()
-
-
-class MLXArrays:
-    def __init__(self, choice: DeviceChoice, precision: Precision) -> None:
-        # Before MLX itself, which takes its BLAS when it is imported.
-        from twingpt.backends.mlx.backend import choose_device
-
-        self._device, _ = choose_device(choice)
-        self._precision = precision
-
-    def random(self, rows: int, columns: int) -> Any:
-        import mlx.core as mx
-
-        with mx.stream(self._device):
-            array = mx.random.normal((rows, columns)).astype(getattr(mx, self._precision))
-            mx.eval(array)
-        return array
-
-    def compute(self, products: Products) -> None:
-        import mlx.core as mx
-
-        with mx.stream(self._device):
-            mx.eval([left @ right for left, right in products])
-
-
-def open_arrays(backend: BackendName, choice: DeviceChoice, precision: Precision) -> Arrays:
-    return TorchArrays(choice, precision) if backend == "mps" else MLXArrays(choice, precision)
 
 
 def matmul_speed(arrays: Arrays, spec: GPTSpec, tokens: int, loss_chunk: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from twingpt.core.backend import Backend, BackendName, DeviceChoice, create_backend
+from twingpt.core.engines import find_engine
 from twingpt.core.init import initial_weights
 from twingpt.core.memory import machine_memory, process_memory
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
-from twingpt.measure.products import matmul_speed, open_arrays, token_seconds
+from twingpt.measure.products import matmul_speed, token_seconds
 from twingpt.training.config import TrainConfig
 from twingpt.training.estimate import USABLE, plan_memory
 
@@ -38,7 +38,7 @@ def measure(
     """All figures of one engine in the config's precision; `seconds`: about how long to time training."""
     start = time.perf_counter()
     stage("loading")
-    importlib.import_module(f"twingpt.backends.{'torch_mps' if backend == 'mps' else 'mlx'}.backend")
+    find_engine(backend).part("backend")
     imported = process_memory()[0]
     engine = create_backend(backend, spec, config.engine(device))
     engine.load_state({MODEL + name: weight for name, weight in initial_weights(spec, config.seed).items()})
@@ -51,7 +51,7 @@ def measure(
     stage("generation")
     generation = [time_generation(engine, slots, config.seed) for slots in SLOTS]
     stage("matrix products")
-    arrays = open_arrays(backend, device, config.precision)
+    arrays = find_engine(backend).arrays(device, config.precision)
     return {
         "backend": backend,
         "device": engine.device,

@@ -4,11 +4,13 @@ import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from twingpt.core.engines import engines
 from twingpt.core.spec import GPTSpec
 from twingpt.measure.chips import this_chip
 from twingpt.report.history import History, read_data, read_history
 from twingpt.report.page import MIB, require_packages, value, write_page
 from twingpt.report.plots import Line, Panel
+from twingpt.training.record import SessionRecord
 from twingpt.weights.targets import Target, approximable, family_of, obstacles
 
 REPORT_FILE = "report.html"
@@ -43,6 +45,7 @@ def write_report(run_dir: Path, data_dir: Path | None, out: Path | None) -> list
         panels(history),
         history=history,
         figures=figures,
+        framework=framework,
         chip_share=_chip_share(history, figures.flops),
         data=data,
         spec=history.config.model.to_dict(),
@@ -53,6 +56,12 @@ def write_report(run_dir: Path, data_dir: Path | None, out: Path | None) -> list
             str(data_dir) if data_dir and not data_dir.is_absolute() else data.name if data else "DATA"
         ),
     )
+
+
+def framework(session: SessionRecord) -> str:
+    """What a session's engine computed with, and its version; the engine may be one that is not here."""
+    packages = next((engine.packages for engine in engines() if engine.name == session.backend), ())
+    return ", ".join(f"{package} {session.versions.get(package, '–')}" for package in packages) or "–"
 
 
 def panels(history: History) -> list[Panel]:

@@ -1,8 +1,9 @@
 """What a run will need, before it starts: memory from the shapes, time from a few steps, disk from the spec."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from twingpt.core.backend import BackendName
+from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.params import HEAD, TOKEN_EMBEDDING, parameter_count, parameter_table
 from twingpt.core.spec import GPTSpec
@@ -18,92 +19,6 @@ USABLE = 0.8
 
 SAVE_BYTES_PER_SECOND = 400e6
 """Hashing and writing a checkpoint: 193 MB took 0.5 s on the development machine. A guess for other disks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """Float32 values that a training step keeps, beside weights, gradients and moments.
-
-    For its gradient a layer keeps `width` x [B, T, n_embd], `hidden` x [B, T, hidden] and `square` x
-    [B, n_head, T, T]. The backward pass needs `passing` x [B, T, n_embd] once more. The loss needs `logits` x
-    [loss_chunk, vocab_size], and no more than `all_logits` x [B * T, vocab_size]. half: factor on a layer's share in
-    bfloat16. framework: MiB that the framework takes when it starts to work, after its import. recomputed: layers alive
-    at a time with activation checkpointing, more than one as freed blocks leave holes in the C library's heap. update:
-    copies of the weights that the optimizer makes beside the gradients.
-    """
-
-    width: float
-    hidden: float
-    square: float
-    passing: float
-    logits: float
-    all_logits: float
-    half: float
-    framework: float
-    recomputed: float
-    update: float
-
-
-# Fitted to peak resident memory on a CPU (x86-64, torch 2.13, mlx 0.32.4) with n_embd 64 to 384, 2 and 6 layers, T 64
-# and 256, mlp_ratio 1 and 4, vocabulary 512 and 16,000: 30 measurements, -11 to +7 % of the total; 4 more with
-# activation checkpointing, -5 to +11 %. SQUARE is MPS's attention, measured by turning the fused one off on the CPU;
-# nothing here was measured on a Mac. `python benchmarks/estimates.py` holds whole runs against it.
-_TORCH = {
-    "hidden": 2.0,
-    "logits": 3.0,
-    "all_logits": 3.0,
-    "half": 0.6,
-    "framework": 88,
-    "recomputed": 3.8,
-    "update": 0.0,
-}
-FLASH = Footprint(width=9.8, square=0.0, passing=19.0, **_TORCH)
-SQUARE = Footprint(width=11.0, square=2.0, passing=19.0, **_TORCH)
-SQUARE_DROPOUT = Footprint(width=14.5, square=4.0, passing=20.0, **_TORCH)
-# MLX on the CPU hands out work, and memory for it, some ten chunks of the loss ahead.
-_MLX = {
-    "width": 14.0,
-    "hidden": 4.0,
-    "logits": 10.5,
-    "all_logits": 2.5,
-    "half": 0.6,
-    "framework": 6,
-    "recomputed": 2.3,
-    "update": 2.5,
-}
-MLX = Footprint(square=1.0, passing=40.0, **_MLX)
-MLX_DROPOUT = Footprint(square=2.5, passing=40.0, **_MLX)
-# Its own exponentials on the CPU need room of their own, and a part of a batch for every thread its own gradients:
-# 45 and 207 MB more than before with a vocabulary of 4,000 and 16,000.
-_CPU = {"logits": 22.0, "all_logits": 5.0}
-MLX_CPU, MLX_CPU_DROPOUT = replace(MLX, **_CPU), replace(MLX_DROPOUT, **_CPU)
-# NumPy keeps every layer's arrays until the next pass, whether they are wanted again or not. Set above what tracemalloc
-# counted on three small models, not fitted.
-NUMPY = Footprint(
-    width=24.0,
-    hidden=4.0,
-    square=3.0,
-    passing=10.0,
-    logits=5.0,
-    all_logits=5.0,
-    half=1.0,
-    framework=6,
-    recomputed=float("inf"),
-    update=1.0,
-)
-
-
-def footprint(backend: BackendName, device: str, dropout: bool) -> Footprint:
-    """Which kernels an engine takes for attention: PyTorch's CPU has a fused one without dropout, MPS never."""
-    if backend == "reference":
-        return NUMPY
-    if backend == "mlx":
-        if device == "cpu":
-            return MLX_CPU_DROPOUT if dropout else MLX_CPU
-        return MLX_DROPOUT if dropout else MLX
-    if device == "cuda" or (device == "cpu" and not dropout):
-        return FLASH
-    return SQUARE_DROPOUT if dropout else SQUARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +44,7 @@ def estimate_memory(
     spec: GPTSpec, config: TrainConfig, backend: BackendName, device: str, micro_batch: int
 ) -> MemoryEstimate:
     """Peak memory of a training process above what importing the framework takes."""
-    kept = footprint(backend, device, spec.dropout > 0.0)
+    kept = find_engine(backend).footprint(device, spec.dropout > 0.0)
     tokens = micro_batch * spec.block_size
     layer = FLOAT * tokens * (kept.width * spec.n_embd + kept.hidden * spec.hidden)
     layer += FLOAT * kept.square * micro_batch * spec.n_head * spec.block_size**2

@@ -11,7 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from twingpt.core.backend import TITLES
+from twingpt.core.engines import find_engine
 from twingpt.core.errors import StoppedError
 from twingpt.core.params import parameter_count
 from twingpt.training.estimate import GIB, LESS_MEMORY, MemoryPlan, TimeEstimate
@@ -58,7 +58,7 @@ def run_shown(
         )
         return
     ranks = f"{session.world.size} ranks, " if session.world.size > 1 else ""
-    engine = f"{TITLES[session.backend.name]} on {session.backend.device}"
+    engine = f"{find_engine(session.backend.name).title} on {session.backend.device}"
     console.print(
         f"{engine}: {ranks}{parameter_count(config.model):,} parameters, "
         f"{config.train.batch_size} x {config.model.block_size} tokens an update, from step {trainer.step} to {last}",

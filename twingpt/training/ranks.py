@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from twingpt import __version__
+from twingpt.core.engines import find_engine
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
-from twingpt.core.world import ELASTIC_RESTARTS, LAUNCHERS, World, gather_facts, launched_for, totals
+from twingpt.core.world import World, gather_facts, launched_for, started_again, totals
 from twingpt.training.config import RunConfig
 from twingpt.training.record import read_sessions
 from twingpt.weights.checkpoint import Checkpoint, read_progress
@@ -30,20 +31,20 @@ ASKED_WITHIN = 2.0
 def check_launcher(backend: str) -> None:
     """Raises UsageError if another engine's launcher started this process."""
     name = launched_for()
-    if name is not None and name != backend:
-        own = LAUNCHERS.get(backend)
+    if name is not None and name != find_engine(backend).name:
+        own, other = find_engine(backend).launcher, find_engine(name).launcher
         raise UsageError(
-            f"--backend {backend} was started by {LAUNCHERS[name]}, which serves --backend {name}: "
-            + (f"start it with {own}" if own else "it trains in one process, so start it without a launcher")
+            f"--backend {backend} was started by {other.name if other else 'MPI'}, which serves --backend {name}: "
+            + (f"start it with {own.name}" if own else "it trains in one process, so start it without a launcher")
         )
 
 
 def restarted(run_dir: Path) -> bool:
-    """Whether torchrun starts this process again after a rank of its run was lost.
+    """Whether the launcher starts this process again after a rank of its run was lost.
 
-    It also does so after a refusal, and then a run that is older than torchrun is another one.
+    torchrun also does so after a refusal, and then a run that is older than torchrun is another one.
     """
-    if os.environ.get(ELASTIC_RESTARTS, "0") == "0":
+    if not started_again():
         return False
     sessions = read_sessions(run_dir)
     launched = psutil.Process(os.getppid()).create_time()

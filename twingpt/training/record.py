@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twingpt.checks.machine import machine, torch_facts, versions
+from twingpt.checks.machine import machine, versions
 from twingpt.core.backend import Backend
+from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError
 from twingpt.weights.format import write_whole
 
@@ -34,8 +35,9 @@ class SessionRecord:
 def record_session(run_dir: Path, step: int, backend: Backend, ranks: int, micro_batch: int) -> None:
     """Add what begins here, in place of the sessions that began at `step` or later: nothing that they did is left."""
     facts = machine()
-    if backend.name == "mps" and backend.device == "cuda":
-        facts["gpu"] = torch_facts(backend.device)["CUDA device"]
+    gpu = find_engine(backend.name).device_name(backend.device)
+    if gpu is not None:
+        facts["gpu"] = gpu
     session = SessionRecord(
         step=step,
         started=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from twingpt.core.backend import ALIASES
+from twingpt.core.engines import find_engine
 from twingpt.core.errors import UsageError
 from twingpt.core.world import launched_for
 from twingpt.data.tokens.arrays import TokenArrays, Tokens
@@ -108,7 +108,7 @@ def start(request: TrainRequest) -> TrainingRun:
     """
     if launched_for() is not None:
         raise UsageError("several ranks are trained by the command `twingpt train`, not by twingpt.train")
-    session = open_session(replace(request, backend=ALIASES.get(request.backend, request.backend)))
+    session = open_session(replace(request, backend=find_engine(request.backend).name))
     for note in session.notes:
         logging.getLogger(__name__).warning(note)
     return TrainingRun(session, request.run_dir, request.stop_at)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from twingpt.core.backend import framework_installed
+from twingpt.core.engines import framework_installed
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.training.config import RunConfig
 from twingpt.training.log import METRICS_FILE, MetricsLog, metric_lines

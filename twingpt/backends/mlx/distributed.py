@@ -13,12 +13,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn import average_gradients
 
+from twingpt.backends.mlx.engine import BUCKET_BYTES
 from twingpt.core.errors import PeerLostError, TwinGPTError
 from twingpt.core.memory import first_line
 from twingpt.core.world import Alone, World
-
-BUCKET_BYTES = 32 * 1024**2
-"""Gradients that travel together, as in mlx.nn.average_gradients."""
 
 _BACKENDS = ("[ring]", "[jaccl]", "[mpi]", "[nccl]")
 

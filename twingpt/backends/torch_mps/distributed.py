@@ -13,12 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from twingpt.backends.torch_mps.engine import BUCKET_BYTES, RESTARTS
 from twingpt.core.errors import PeerLostError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory
-from twingpt.core.world import ELASTIC_RESTARTS
-
-BUCKET_BYTES = 25 * 1024**2
-"""Gradients that travel together, as in torch's DistributedDataParallel."""
 
 
 class TorchWorld:
@@ -34,7 +31,7 @@ class TorchWorld:
         try:
             store, self.rank, self.size = next(rendezvous("env://", timeout=patience))
             # torchrun keeps the store when it starts the ranks again, with the addresses of those that are gone.
-            store = dist.PrefixStore(f"restart-{os.environ.get(ELASTIC_RESTARTS, '0')}", store)  # type: ignore[attr-defined]
+            store = dist.PrefixStore(f"restart-{os.environ.get(RESTARTS, '0')}", store)  # type: ignore[attr-defined]
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if with_nccl else "gloo",
                 store=store,
