@@ -53,7 +53,8 @@ def test_large_logits_are_held_against_their_size() -> None:
     weights = parity.perturbed(spec)
     weights["model/head.weight"] = weights["model/head.weight"] * np.float32(40)
     rungs = [rung for rung in parity.climb("x", spec, weights, "cpu") if rung.number == 2]
-    assert {rung.name for rung in rungs} == {"logits", "logits, by hand"}
+    # Hugging Face's opinion is one more where transformers is installed.
+    assert {rung.name for rung in rungs} - {"logits, Hugging Face"} == {"logits", "logits, by hand"}
     assert all(rung.passed for rung in rungs)
 
 
