@@ -4,8 +4,10 @@ import dataclasses
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -24,6 +26,14 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="there is one set 
 def small(label: str) -> GPTSpec:
     spec = parity.SPECS[label]
     return dataclasses.replace(spec, **SMALL, head_size=min(spec.head_size, 12), n_hidden=min(spec.n_hidden, 40))
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """MLX computes operation by operation, without fused kernels."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
 
 
 def chosen(backend_name: str, device: str) -> str:
@@ -63,9 +73,13 @@ def test_the_set_is_chosen_when_an_engine_is_made_not_at_import(backend_name: st
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("label", parity.SPECS)
 def test_every_rung_holds_on_the_plain_set(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the other set the ladder is climbed in tests/checks/test_parity.py, at its own size."""
+    """On the other set the ladder is climbed in tests/checks/test_parity.py, at its own size.
+
+    On a CPU MLX has g++ compile each kernel that it fuses, a second each: test_engine.py does that for two models.
+    """
     monkeypatch.setenv(PLAIN, "1")
     spec = small(label)
     rungs = list(parity.climb(label, spec, parity.perturbed(spec), "cpu"))
@@ -74,6 +88,7 @@ def test_every_rung_holds_on_the_plain_set(label: str, monkeypatch: pytest.Monke
 
 
 @on_linux
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("label", parity.SPECS)
 def test_both_sets_give_the_same_gradients(backend_name: str, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = small(label)
