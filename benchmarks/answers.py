@@ -26,7 +26,8 @@ from twingpt.answers.ask import SUMMARY_SENTENCES, ask_library
 from twingpt.data.contacts import standardise
 from twingpt.data.library.build import build_library
 from twingpt.data.library.calibrate import calibrate
-from twingpt.data.library.search import Library, sentences
+from twingpt.data.library.search import Library
+from twingpt.data.library.sentences import sentences
 
 KEPT_OUT = 3
 _CITED = re.compile(r"^\s*- (.*) \[(\d+)\]$")

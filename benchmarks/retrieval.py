@@ -20,6 +20,7 @@ from typing import Any
 
 from twingpt.data.library.build import LibraryDocument, build_library, split_passages
 from twingpt.data.library.search import Library
+from twingpt.data.library.sentences import best_sentences
 
 
 def articles(path: Path) -> tuple[list[LibraryDocument], list[tuple[str, str, tuple[str, ...]]]]:
@@ -52,7 +53,7 @@ def measure(library: Library, questions: list[tuple[str, str, tuple[str, ...]]])
         hits["paragraph first"] += texts[:1] == [paragraph]
         hits["paragraph among five"] += paragraph in texts
         hits["answer in first"] += any(answer in text for text in texts[:1] for answer in answers)
-        best = library.best_sentences(question, found, max(sentences))
+        best = best_sentences(question, found, max(sentences))
         for n in sentences:
             shown = "\n".join(one.text for one in best[:n])
             sentences[n] += any(answer in shown for answer in answers)

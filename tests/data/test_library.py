@@ -18,7 +18,8 @@ from twingpt.data.library.build import (
 )
 from twingpt.data.library.calibrate import calibrate
 from twingpt.data.library.dates import date_of_name
-from twingpt.data.library.search import LEAST_FIT, Library, sentences
+from twingpt.data.library.search import LEAST_FIT, Library
+from twingpt.data.library.sentences import best_sentences, sentences
 from twingpt.data.library.terms import question_terms, terms
 from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
@@ -57,7 +58,7 @@ def test_a_question_finds_its_passage_whatever_particles_it_has(
         assert (found[0].title, found[0].text.startswith(begins)) == (title, True)
         assert [passage.score for passage in found] == sorted((passage.score for passage in found), reverse=True)
         assert opened.search(unicodedata.normalize("NFD", question)) == found
-        best = opened.best_sentences(question, found)
+        best = best_sentences(question, found)
         assert best and all(one.text in found[one.passage].text for one in best)
 
 
@@ -200,3 +201,20 @@ def test_a_library_finds_out_how_well_a_passage_must_fit(tmp_path: Path) -> None
         assert opened.fit("여권 창구", opened.search("여권 창구")[0]) > threshold
     build_library(tmp_path / "one.sqlite", DOCUMENTS[:1])
     assert calibrate(tmp_path / "one.sqlite") == LEAST_FIT
+
+
+def test_the_sentence_asked_for_comes_before_those_that_name_the_subject(tmp_path: Path) -> None:
+    """The title's words, and those that every sentence has, tell no sentence from another."""
+    text = (
+        "여권 재발급 신청은 대사관에서 여권 재발급 신청서로 합니다. 여권 재발급 수수료는 사진과 함께 냅니다. "
+        "여권 재발급은 보름이 걸리니 출국 날짜를 먼저 보세요."
+    )
+    build_library(tmp_path / "library.sqlite", [LibraryDocument("여권 재발급 신청", (text,)), *DOCUMENTS])
+    with Library(tmp_path / "library.sqlite") as opened:
+        for question, begins in (
+            ("여권 재발급 신청하면 며칠이 걸리나요?", "여권 재발급은 보름이"),
+            ("여권 재발급 신청 수수료", "여권 재발급 수수료는"),
+            ("여권 재발급 신청", "여권 재발급 신청은"),
+        ):
+            assert best_sentences(question, opened.search(question))[0].text.startswith(begins)
+    assert best_sentences("여권", []) == []

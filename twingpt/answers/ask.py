@@ -10,7 +10,8 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.contacts import standardise
 from twingpt.data.files import CLEANED_FILE, LIBRARY_FILE
 from twingpt.data.library.build import build_library, split_document
-from twingpt.data.library.search import NEAR, FoundSentence, Library, Passage, sentences
+from twingpt.data.library.search import NEAR, Library, Passage
+from twingpt.data.library.sentences import FoundSentence, best_sentences, sentences
 from twingpt.data.samples.summary import Group, group_of
 from twingpt.data.text.clean import cleaned
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
@@ -44,7 +45,7 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
     if not found or library.fit(question, found[0]) < least_fit:
         titles = list(dict.fromkeys(passage.title for passage in found if passage.title))
         return Answer(question, found=False, suggestions=titles[:SUGGESTIONS])
-    ranked = library.best_sentences(question, found, limit=len(found) * SUMMARY_SENTENCES * 4)
+    ranked = best_sentences(question, found, limit=len(found) * SUMMARY_SENTENCES * 4)
     summary = [sentence for sentence in ranked if _says_something(sentence.text)][:SUMMARY_SENTENCES]
     cited = sorted({0, *(sentence.passage for sentence in summary), *_same_document(found)})
     numbers = {passage: number for number, passage in enumerate(cited, 1)}

@@ -2,7 +2,6 @@
 
 import heapq
 import math
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Self
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.library.build import FORMAT_VERSION, indexed_terms
 from twingpt.data.library.contact_store import name_key
-from twingpt.data.library.terms import question_terms, terms
+from twingpt.data.library.terms import question_terms
 
 REMEDY = "make it again with `twingpt data library DATA`"
 FREQUENT = 0.05
@@ -29,15 +28,11 @@ CANDIDATES = 15
 """Passages whose terms are counted, at the least: those with the most of the question in them."""
 NEAR = 0.5
 """A passage counts beside the best one if its score is at least this part of the best score."""
-LEAST_FIT = 0.55
+LEAST_FIT = 0.6
 """Least fit of the best passage where the library does not have its own (see calibrate.py)."""
 AS_IF_IN = 2
 """Passages that a term of a question counts as being in, at the least, when it is asked how well a passage fits: in a
 small text an ending that it does not have would otherwise outweigh the words that it has."""
-SHARPNESS = 3
-"""Power of a passage's score, as part of the best one's, in the score of its sentences."""
-
-_SENTENCE = re.compile(r"[^\n]+?(?:[.!?…][\"'”’)\]]*(?=\s|$)|$)", re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +62,6 @@ class FoundContact:
     value: str
     name: str
     date: str
-
-
-@dataclass(frozen=True, slots=True)
-class FoundSentence:
-    """A sentence of passages[passage], as it stands there, and how well it fits."""
-
-    passage: int
-    text: str
-    score: float
 
 
 class Library:
@@ -177,27 +163,6 @@ class Library:
         weight = sum(self._weight(max(count, least)) for count in self._counts(question).values())
         return passage.score / weight if weight else 0.0
 
-    def best_sentences(self, question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:
-        """The sentences of these passages that fit the question best by BM25, the best first.
-
-        A sentence of a passage that fits better counts for far more, and one of a passage that is not NEAR the best
-        does not count: otherwise a stray sentence with the question's words stands beside the answer.
-        """
-        best = max((passage.score for passage in passages), default=0.0)
-        weights = {term: self._weight(count) for term, count in self._counts(question).items()}
-        found = [
-            (i, sentence, terms(sentence))
-            for i, passage in enumerate(passages)
-            if passage.score >= NEAR * best
-            for sentence in sentences(passage.text)
-        ]
-        mean = sum(len(words) for _, _, words in found) / max(1, len(found)) or 1.0
-        scored = [
-            FoundSentence(i, sentence, bm25(words, weights, mean) * (passages[i].score / best) ** SHARPNESS)
-            for i, sentence, words in found
-        ]
-        return sorted(scored, key=lambda one: -one.score)[:limit]
-
     def _counts(self, question: str) -> dict[str, int]:
         """How many passages hold each term of the question."""
         counts = {}
@@ -211,13 +176,8 @@ class Library:
         return math.log1p((self.passages - count + 0.5) / (count + 0.5))
 
 
-def bm25(words: Sequence[str], weights: dict[str, float], mean_length: float) -> float:
+def bm25(words: Sequence[str], weights: dict[str, float], mean_length: float, *, k1: float = K1, b: float = B) -> float:
     """How well words fit the weighted terms of a question (Robertson and Zaragoza, 2009)."""
     counts = Counter(word for word in words if word in weights)
-    norm = K1 * (1 - B + B * len(words) / mean_length)
-    return sum(weights[term] * (K1 + 1) * count / (count + norm) for term, count in counts.items())
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a passage, each as it stands there: cut at closing marks and at line ends."""
-    return [sentence for match in _SENTENCE.finditer(text) if (sentence := match.group().strip())]
+    norm = k1 * (1 - b + b * len(words) / mean_length)
+    return sum(weights[term] * (k1 + 1) * count / (count + norm) for term, count in counts.items())
