@@ -11,7 +11,7 @@ from twingpt.data.contacts import Contact
 from twingpt.data.samples import questions as q
 from twingpt.data.samples import summary as s
 from twingpt.data.samples.questions import Topic
-from twingpt.data.samples.summary import Answer, Group
+from twingpt.data.samples.summary import Group, SampleAnswer
 from twingpt.data.text.documents import Document, Unit, joined, read_document
 from twingpt.data.tokens.template import Kind, Sample, SplitName, sample_segments
 
@@ -289,7 +289,7 @@ class _Maker:
         return sum(1 if part.mark else self._count(part.text) for part in sample_segments(sample))
 
     def _fitted(
-        self, kind: Kind, question: str, doc: str | None, answer: Answer, scores: dict[Unit, float]
+        self, kind: Kind, question: str, doc: str | None, answer: SampleAnswer, scores: dict[Unit, float]
     ) -> Sample | None:
         """The sample within the limit: whole items leave the answer, least important first. None if none fits."""
         drops = _drops(answer, scores)
@@ -319,7 +319,7 @@ def _part(window: _Part, indices: Sequence[int]) -> _Part:
     return _Part(units, tuple(window.scores[i] for i in indices), window.whole and len(units) == len(window.units))
 
 
-def _drops(answer: Answer, scores: dict[Unit, float]) -> Iterator[str]:
+def _drops(answer: SampleAnswer, scores: dict[Unit, float]) -> Iterator[str]:
     """Drops items from `answer` one by one, least important first, and yields the text of each.
 
     Order: the detailed explanation from its end; checklist items that the summary tells already; checklist items
@@ -348,7 +348,7 @@ def _drops(answer: Answer, scores: dict[Unit, float]) -> Iterator[str]:
     yield from _drop_points(answer, scores, 1)
 
 
-def _drop_points(answer: Answer, scores: dict[Unit, float], keep: int) -> Iterator[str]:
+def _drop_points(answer: SampleAnswer, scores: dict[Unit, float], keep: int) -> Iterator[str]:
     while len(answer.summary) > keep:
         worst = min(reversed(answer.summary), key=lambda unit: scores[unit])
         answer.summary.remove(worst)

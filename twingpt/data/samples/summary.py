@@ -139,7 +139,7 @@ def points(number: int) -> int:
 
 
 @dataclass(slots=True)
-class Answer:
+class SampleAnswer:
     """The parts of an answer, each a list of whole sentences in the order of the document.
 
     contacts: lines "place TEL: ..."; None = the section is left out, since there are contacts that did not fit.
@@ -199,7 +199,7 @@ def contact_lines(contacts: Iterable[Contact]) -> list[str]:
     return [f"{place} {', '.join(values)}".strip() for place, values in places.items()]
 
 
-def make_answer(units: Sequence[Unit], scores: Sequence[float], contacts: Iterable[Contact] | None) -> Answer:
+def make_answer(units: Sequence[Unit], scores: Sequence[float], contacts: Iterable[Contact] | None) -> SampleAnswer:
     """The whole answer for `units`; scores are those of `rank`, one a unit."""
     body = [i for i, unit in enumerate(units) if unit.role in ("sentence", "item")]
     if not body:
@@ -215,4 +215,4 @@ def make_answer(units: Sequence[Unit], scores: Sequence[float], contacts: Iterab
             checklist[kind].append(units[i])
     detail = [units[i] for i in body if i not in chosen and kinds[i] is None]
     summary = [units[i] for i in sorted(chosen)]
-    return Answer(summary, checklist, contact_lines(contacts) if contacts is not None else None, detail)
+    return SampleAnswer(summary, checklist, contact_lines(contacts) if contacts is not None else None, detail)
