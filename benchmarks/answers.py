@@ -5,7 +5,7 @@
 Measures what a person gets: is an answer given, does the gold answer stand in the summary and in the whole answer, and
 does every line stand in the passage that it cites. With every third article kept out of the library it measures how
 often a question about those is told to have no answer, for every threshold, as a picture. Beside it stand what costs
-nothing: the first sentences of the right paragraph, and of the best passage.
+nothing, at one sentence and at three: the first of the best passage, the most central by TextRank, and retrieval alone.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from twingpt.data.contacts import standardise
 from twingpt.data.library.build import build_library
 from twingpt.data.library.calibrate import calibrate
 from twingpt.data.library.search import Library
-from twingpt.data.library.sentences import sentences
+from twingpt.data.library.sentences import best_sentences, sentences
+from twingpt.data.samples.summary import rank
+from twingpt.data.text.documents import read_document
 
 KEPT_OUT = 3
 _CITED = re.compile(r"^\s*- (.*) \[(\d+)\]$")
@@ -67,7 +70,6 @@ def measure(library: Library, questions: list[Question]) -> dict[str, Any]:
     counts = dict.fromkeys(
         ("found", "right paragraph first", "in the summary", "in the whole answer", "lines astray"), 0
     )
-    first = {"first sentences, right paragraph": 0, "first sentences, best passage": 0}
     started = time.perf_counter()
     for question in questions:
         answer = ask_library(library, question.text)
@@ -77,13 +79,40 @@ def measure(library: Library, questions: list[Question]) -> dict[str, Any]:
         counts["in the whole answer"] += question.answered_in("\n".join(chain(*answer.sections.values())))
         counts["lines astray"] += lines_astray(answer)
     seconds = time.perf_counter() - started
-    for question in questions:
-        found = library.search(question.text, 1)
-        for name, text in zip(first, (question.paragraph, found[0].text if found else ""), strict=True):
-            first[name] += question.answered_in("\n".join(sentences(text)[:SUMMARY_SENTENCES]))
     astray = counts.pop("lines astray")
-    figures = {name: round(number / len(questions), 4) for name, number in (counts | first).items()}
-    return figures | {"lines astray": astray, "questions": len(questions), "seconds": round(seconds, 1)}
+    figures: dict[str, Any] = {name: round(number / len(questions), 4) for name, number in counts.items()}
+    figures |= {"lines astray": astray, "questions": len(questions), "seconds": round(seconds, 1)}
+    return figures | {"answer among the chosen": chosen_by(library, questions)}
+
+
+def chosen_by(library: Library, questions: list[Question]) -> dict[str, dict[str, float]]:
+    """How often the gold answer stands in the sentences chosen, by who chooses, at one sentence and at three."""
+    hits: dict[str, dict[str, float]] = {}
+    for question in questions:
+        found = library.search(question.text)
+        if not found:
+            continue
+        first = sentences(found[0].text)
+        chosen = {
+            "first sentences": first,
+            "TextRank": textrank(found[0].text),
+            "retrieval": [one.text for one in best_sentences(question.text, found)],
+        }
+        for name, ordered in chosen.items():
+            for number in (1, SUMMARY_SENTENCES):
+                row = hits.setdefault(name, {})
+                row[str(number)] = row.get(str(number), 0) + question.answered_in("\n".join(ordered[:number]))
+    return {
+        name: {number: round(count / len(questions), 4) for number, count in row.items()} for name, row in hits.items()
+    }
+
+
+@cache
+def textrank(passage: str) -> list[str]:
+    """The sentences of a passage, the most central first."""
+    units = read_document(passage).units
+    ranks = rank(units, ())
+    return [units[i].text for i in sorted(range(len(units)), key=lambda i: -ranks[i])]
 
 
 def fits(library: Library, questions: list[Question]) -> list[float]:

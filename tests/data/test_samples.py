@@ -335,3 +335,23 @@ def test_fixed_texts_cover_the_headings() -> None:
         "(문서에 없음)",
     ):
         assert head in words
+
+
+def test_only_a_guide_is_asked_what_to_do(documents: list[str], tokenizer: Tokenizer) -> None:
+    """Nobody asks of a queen what to bring."""
+    life = (
+        "어느 왕비의 생애\n그는 작은 나라의 왕녀로 태어났다. 열네 살에 이웃 나라의 왕자와 결혼하였다. "
+        "궁전에서는 음악회와 무도회가 이어졌다. 흉년이 든 해에 백성들은 빵을 달라고 외쳤다. "
+        "혁명이 일어나자 가족과 함께 탑에 갇혔다. 그의 편지는 뒷날 책으로 묶였다. 화가들은 그의 초상을 여러 점 남겼다."
+    )
+    guide_like = re.compile("체크리스트|준비물|주의|조심|순서대로|뭐부터|해야|하면 돼|교민|연락처")
+
+    def asked(document: str) -> list[str]:
+        wanted = SampleSettings(samples_per_doc=40, closed_share=0)
+        samples = make_samples(document, 0, "train", wanted, tokenizer.count)
+        return [sample.question for sample in samples if sample.question is not None]
+
+    assert len(asked(life)) >= 10
+    assert not any(guide_like.search(question) for question in asked(life))
+    passport = next(document for document in documents if "여권" in document.split("\n")[0])
+    assert any(guide_like.search(question) for question in asked(passport))

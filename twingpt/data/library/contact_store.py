@@ -14,7 +14,7 @@ from twingpt.data.contacts.forms import Contact
 from twingpt.data.contacts.labels import KINDS, PLACEHOLDER, Kind
 from twingpt.data.contacts.numbers import digits
 from twingpt.data.contacts.places import PlaceFinder
-from twingpt.data.samples.questions import NOUN_PATTERNS, QUOTED_PATTERNS, WHEN_PATTERNS, ways_to_ask
+from twingpt.data.samples.questions import general_patterns, ways_to_ask
 
 UNRESOLVED = "(확인 필요)"
 
@@ -205,9 +205,8 @@ def _pairs(key: str) -> set[str]:
 
 @cache
 def _common_pairs() -> frozenset[str]:
-    patterns = (*NOUN_PATTERNS, *WHEN_PATTERNS, *QUOTED_PATTERNS)
     return frozenset(
-        pair for text in patterns for part in re.split(r"\{\w+\}", text) for pair in _pairs(name_key(part))
+        pair for text in general_patterns() for part in re.split(r"\{\w+\}", text) for pair in _pairs(name_key(part))
     )
 
 

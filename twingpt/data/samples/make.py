@@ -22,6 +22,8 @@ CONTENT_LABEL = "내용: "
 WINDOW_UNITS = 64
 _ESTIMATED_QUESTION = 28
 _MARKS = 8
+# Share of a text's sentences that its checklist must have for the text to be a guide.
+GUIDE_SHARE = 0.3
 # Least share of the room, or of a text shorter than that, that parts may take when it is cut once more.
 _SMALLEST_PART = 0.4
 
@@ -239,11 +241,12 @@ class _Maker:
         topic = self._topic(part)
         if topic is None:
             return
-        question = q.questions(topic, self._settings.seed, self._document.text + part.units[0].text, use + 1)[use]
         own = part.contacts(self._document)
         # Closed-book, the document has contacts that this part has not: saying that there are none would be untrue.
         untold = kind == "closed" and not own and bool(self._document.contacts)
         answer = s.make_answer(part.units, part.scores, None if untold else own)
+        key = self._document.text + part.units[0].text
+        question = q.questions(topic, self._settings.seed, key, use + 1, guide=_is_guide(part.units, answer))[use]
         doc = self._shown(part) if kind == "open" else None
         sample = self._fitted(kind, question, doc, answer, dict(zip(part.units, part.scores, strict=True)))
         if sample is not None:
@@ -304,6 +307,12 @@ class _Maker:
                 if dropped is None:
                     return None
                 excess -= self._cost(dropped)
+
+
+def _is_guide(units: Sequence[Unit], answer: SampleAnswer) -> bool:
+    """Whether a text tells what to do, to bring or to avoid, more than here and there a sentence by its sound."""
+    told = sum(map(len, answer.checklist.values()))
+    return told >= 2 and told >= GUIDE_SHARE * sum(unit.role in ("sentence", "item") for unit in units)
 
 
 def _noun_weights(units: Sequence[Unit], scores: Sequence[float]) -> dict[str, float]:

@@ -18,6 +18,14 @@ NOUN_PATTERNS: tuple[str, ...] = (
     "{t} 핵심만 정리해줘.",
     "{t} 요점을 알려줘.",
     "{t} 관련 정보를 정리해줘.",
+    "{t}{이} 궁금해요. 정리해 주세요.",
+    "{t}{을} 쉽게 설명해줘.",
+    "{t}에서 꼭 기억할 점은 뭐야?",
+    "{t}에 대해 무엇을 알 수 있어?",
+    "{t}에 대한 글에서 중요한 것만 알려줘.",
+)
+# Only for a text that tells what to do, to bring or to avoid: of a person or a film nobody asks in such words.
+GUIDE_NOUN_PATTERNS: tuple[str, ...] = (
     "{t} 관련 체크리스트를 만들어줘.",
     "{t} 관련 주의사항을 알려줘.",
     "{t} 관련 준비물과 주의사항을 정리해줘.",
@@ -26,12 +34,9 @@ NOUN_PATTERNS: tuple[str, ...] = (
     "{t}, 어떻게 하면 돼?",
     "{t}, 순서대로 알려줘.",
     "{t}, 처음인데 뭐부터 해야 해?",
-    "{t}{이} 궁금해요. 정리해 주세요.",
-    "{t}{을} 쉽게 설명해줘.",
     "{t}{을} 체크리스트로 정리해줘.",
     "{t}{을} 안내문처럼 정리해줘.",
     "{t}{을} 처음 겪는 교민에게 설명해줘.",
-    "{t}에서 꼭 기억할 점은 뭐야?",
     "{t}에 필요한 것과 조심할 점을 알려줘.",
     "{t}에 대한 글을 요약과 체크리스트로 바꿔줘.",
     "{t}{은} 어떻게 해야 하나요?",
@@ -48,9 +53,11 @@ WHEN_PATTERNS: tuple[str, ...] = (
 QUOTED_PATTERNS: tuple[str, ...] = (
     "'{t}' 내용을 정리해줘.",
     "'{t}' 글을 요약해줘.",
-    "'{t}' 내용을 체크리스트로 정리해줘.",
     "'{t}' 글의 핵심을 알려줘.",
     "'{t}' 글을 자세히 설명해줘.",
+)
+GUIDE_QUOTED_PATTERNS: tuple[str, ...] = (
+    "'{t}' 내용을 체크리스트로 정리해줘.",
     "'{t}' 내용에서 조심할 점을 알려줘.",
 )
 # (what the topic is, patterns): {o} is the object in front of the matched word, {v} the word itself.
@@ -158,15 +165,20 @@ def _inflected(pattern: str, **words: str) -> str:
     return re.sub(r"\{(\w)\}(?:\{(\w+)\})?", fit, pattern)
 
 
-def questions(topic: Topic, seed: int, text: str, number: int) -> list[str]:
-    """`number` questions, all different as long as the bank lasts; the same for the same topic, seed and text."""
+def questions(topic: Topic, seed: int, text: str, number: int, *, guide: bool = True) -> list[str]:
+    """`number` questions, all different as long as the bank lasts; the same for the same topic, seed and text.
+
+    guide: the text tells what to do, to bring or to avoid, so that it can be asked for that.
+    """
     shaped: list[str] = []
-    if topic.form == "noun":
+    if topic.form == "noun" and guide:
         for shape, patterns in SHAPED_PATTERNS:
             if (match := shape.match(topic.text)) is not None and not _CLAUSE.search(match["o"]):
                 shaped += [_inflected(pattern, **match.groupdict("")) for pattern in patterns]
                 break
     bank = {"noun": NOUN_PATTERNS, "when": WHEN_PATTERNS, "quoted": QUOTED_PATTERNS}[topic.form]
+    if guide:
+        bank += {"noun": GUIDE_NOUN_PATTERNS, "when": (), "quoted": GUIDE_QUOTED_PATTERNS}[topic.form]
     general = [_inflected(pattern, t=topic.text) for pattern in bank]
     shaped, general = _shuffled(shaped, seed, text), _shuffled(general, seed, text)
     # A question that fits the subject comes first, then both kinds in turn.
@@ -192,7 +204,13 @@ def ways_to_ask(title: str) -> list[str]:
     return [topic.text, *shaped]
 
 
+def general_patterns() -> list[str]:
+    """The patterns that fit any topic of their form."""
+    noun, quoted = NOUN_PATTERNS + GUIDE_NOUN_PATTERNS, QUOTED_PATTERNS + GUIDE_QUOTED_PATTERNS
+    return [*noun, *WHEN_PATTERNS, *quoted]
+
+
 def pattern_texts() -> list[str]:
     """The constant words of all patterns."""
-    patterns = [*NOUN_PATTERNS, *WHEN_PATTERNS, *QUOTED_PATTERNS, *(p for _, group in SHAPED_PATTERNS for p in group)]
+    patterns = [*general_patterns(), *(p for _, group in SHAPED_PATTERNS for p in group)]
     return [re.sub(r"\{\w+\}", "", pattern).strip() for pattern in patterns]
