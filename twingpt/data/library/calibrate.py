@@ -16,7 +16,7 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.data.library.search import LEAST_FIT, Library, Passage
 from twingpt.data.library.sentences import sentences
 
-QUESTIONS = 200
+QUESTIONS = 100
 WORDS = (3, 6)
 """Words of a sentence that a question has, from and to."""
 ELSEWHERE = 0.35
