@@ -1,11 +1,12 @@
 """Do many clients at once get what each gets alone, for minutes, in flat memory, and how much faster than one by one?
 
-    python benchmarks/serve_load.py RUN [--backend mlx] [--clients 64] [--seconds 300] [--slots 16] [--tokens 48]
+    python benchmarks/serve_load.py RUN [--backend mlx] [--clients 64] [--seconds 300] [--slots 16] [--ask] [--out FILE]
 
 Starts `twingpt serve RUN` and asks CLIENTS greedy questions, first one after the other, then all of them over and over
 for SECONDS, streamed and not, as chat and as completion. An answer must equal the one given alone; where it first
 differs, the two likeliest tokens must have lain no further apart than ten times the largest error of a log-probability
-measured on the way. Writes results/serve_load.json beside this file; exits 1 if anything failed.
+measured on the way. With --ask each is answered from the run's own text instead, and must be the same to the letter.
+Writes results/serve_load.json beside this file; exits 1 if anything failed.
 """
 
 import argparse
@@ -58,14 +59,19 @@ def question(client: int) -> str:
     return f"{SUBJECTS[client % 8]} {WISHES[client // 8 % 8]} 할 일 {client}"
 
 
-async def ask(http: httpx.AsyncClient, client: int, tokens: int, *, stream: bool) -> Answer:
-    """Odd clients chat, even ones complete."""
-    chat = client % 2 == 1
-    body: dict[str, Any] = {"temperature": 0, "max_tokens": tokens, "stream": stream, "user": str(client)}
+async def ask(http: httpx.AsyncClient, client: int, options: argparse.Namespace, *, stream: bool) -> Answer:
+    """Odd clients chat, even ones complete; where the run's text answers, all chat."""
+    chat = client % 2 == 1 or options.ask
+    body: dict[str, Any] = {"stream": stream, "user": str(client)}
     if chat:
-        body |= {"messages": [{"role": "user", "content": question(client)}], "logprobs": True, "top_logprobs": 2}
+        body |= {"messages": [{"role": "user", "content": question(client)}]}
     else:
         body |= {"prompt": question(client), "logprobs": 2}
+    if options.ask:
+        body |= {"model": options.run.name}
+    else:
+        body |= {"model": f"{options.run.name}:free", "temperature": 0, "max_tokens": options.tokens}
+        body |= {"logprobs": True, "top_logprobs": 2} if chat else {}
     path = "/v1/chat/completions" if chat else "/v1/completions"
     if not stream:
         response = await http.post(path, json=body)
@@ -84,8 +90,14 @@ def read(parts: list[dict[str, Any]], chat: bool) -> Answer:
     for part in parts:
         if "error" in part:
             raise RuntimeError(part["error"]["message"])
-        given = part["choices"][0]["logprobs"]
+        choice = part["choices"][0]
+        given = choice.get("logprobs")
         if given is None:
+            # From the run's own text: there are no tokens, and the text must be the same to the last character.
+            for character in (choice.get("message") or choice.get("delta") or {}).get("content") or "":
+                answer.names.append(character)
+                answer.logprobs.append(0.0)
+                answer.gaps.append(float("inf"))
             continue
         if chat:
             answer.names.extend(entry["token"] for entry in given["content"])
@@ -110,13 +122,13 @@ def compare(alone: Answer, now: Answer, client: int, tally: Tally) -> None:
 
 
 async def one_client(
-    http: httpx.AsyncClient, client: int, alone: Answer, tokens: int, until: float, tally: Tally
+    http: httpx.AsyncClient, client: int, alone: Answer, options: argparse.Namespace, until: float, tally: Tally
 ) -> None:
     turn = 0
     while time.perf_counter() < until:
         started = time.perf_counter()
         try:
-            answer = await ask(http, client, tokens, stream=(turn + client // 2) % 2 == 0)
+            answer = await ask(http, client, options, stream=(turn + client // 2) % 2 == 0)
         except (httpx.HTTPError, RuntimeError, KeyError) as error:
             tally.errors.append(f"client {client}: {type(error).__name__} {error}")
         else:
@@ -138,19 +150,16 @@ async def watch_memory(server: psutil.Process, tally: Tally) -> None:
 async def measure(base: str, server: psutil.Process, options: argparse.Namespace) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=options.clients)
     async with httpx.AsyncClient(base_url=base, timeout=600, limits=limits, trust_env=False) as http:
-        await ask(http, 0, options.tokens, stream=False)
+        await ask(http, 0, options, stream=False)
         started = time.perf_counter()
-        alone = [await ask(http, client, options.tokens, stream=False) for client in range(options.clients)]
+        alone = [await ask(http, client, options, stream=False) for client in range(options.clients)]
         alone_rate = sum(len(answer.names) for answer in alone) / (time.perf_counter() - started)
         tally = Tally()
         watching = asyncio.create_task(watch_memory(server, tally))
         started = time.perf_counter()
         until = started + options.seconds
         await asyncio.gather(
-            *(
-                one_client(http, client, alone[client], options.tokens, until, tally)
-                for client in range(options.clients)
-            )
+            *(one_client(http, client, alone[client], options, until, tally) for client in range(options.clients))
         )
         rate = tally.tokens / (time.perf_counter() - started)
         watching.cancel()
@@ -194,6 +203,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--ask", action="store_true", help="answers from the run's own text")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serve_load.json")
     options = parser.parse_args()
     server, base = serve(options)
@@ -202,7 +212,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-    settings = {name: getattr(options, name) for name in ("backend", "clients", "seconds", "slots", "tokens")}
+    settings = {name: getattr(options, name) for name in ("backend", "clients", "seconds", "slots", "tokens", "ask")}
     result = {"machine": platform.platform(), "cores": os.cpu_count(), "settings": settings, **result}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
