@@ -28,6 +28,9 @@ DOCS = ROOT / "docs"
 READMES = (ROOT / "README.md", ROOT / "README.ko.md")
 PAGES = (*READMES, ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
 LANGUAGES = ("en", "ko")
+# A README is what one reads before the first command. The pages have the rest.
+README_LINES = 130
+README_BYTES = 14_000
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -124,14 +127,80 @@ def test_every_command_line_is_one_that_twingpt_takes(page: Path) -> None:
 def test_the_pages_have_command_lines() -> None:
     """The test above would pass on pages in which it finds nothing."""
     assert len(list(_command_lines(DOCS / "en" / "tutorial.md"))) >= 16
+    for language in LANGUAGES:
+        assert len(list(_command_lines(DOCS / language / "command-line.md"))) >= 12
     for page in READMES:
-        assert len(list(_command_lines(page))) >= 12
+        assert [line.split()[1] for line in _command_lines(page)] == ["prepare", "ask", "train", "serve"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_command_is_on_the_page_of_commands(language: str) -> None:
+    text = (DOCS / language / "command-line.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if not re.search(rf"twingpt {name}\b", text)] == []
+
+
+def _faults(readme: Path) -> Iterator[str]:
+    """What makes a README too long, or leads its reader nowhere."""
+    text = readme.read_text(encoding="utf-8")
+    lines, size = len(text.splitlines()), len(text.encode())
+    if lines > README_LINES:
+        yield f"{lines} lines"
+    if size > README_BYTES:
+        yield f"{size:,} bytes"
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    if not pictures:
+        yield "no picture"
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        path = readme.parent / name
+        if not path.is_file():
+            yield f"no file {name}"
+        elif anchor and anchor not in _anchors(path):
+            yield f"no heading {link}"
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", READMES, ids=_named)
-def test_every_command_is_in_the_readme(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert [name for name in COMMANDS if not re.search(rf"twingpt {name}\b", text)] == []
+def test_a_readme_is_short_and_leads_somewhere(page: Path) -> None:
+    assert list(_faults(page)) == []
+
+
+def test_a_readme_that_is_too_long_or_leads_nowhere_is_found(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    (tmp_path / "page.md").write_text("# Page\n\n## Install it\n", encoding="utf-8")
+    readme.write_text("[a](page.md#install-it) [b](page.md#remove-it) [c](no.md)\n" + "가" * 4700, encoding="utf-8")
+    assert list(_faults(readme)) == ["14,158 bytes", "no picture", "no heading page.md#remove-it", "no file no.md"]
+    readme.write_text("![p](page.md)\n" * 131, encoding="utf-8")
+    assert list(_faults(readme)) == ["131 lines"]
+
+
+def test_both_readmes_have_the_same_parts() -> None:
+    """Headings, code that is no comment, pictures and pages, as far as a language has its own."""
+    parts = []
+    for page in READMES:
+        text = page.read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!https?:|README)([^)#]+)", text)
+        parts.append((len(re.findall(r"^## ", text, re.MULTILINE)), [re.sub("docs/(en|ko)/", "", x) for x in links]))
+    assert parts[0] == parts[1]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_of_folders_names_every_one(language: str) -> None:
+    text = (DOCS / language / "house.md").read_text(encoding="utf-8")
+    package = ROOT / "twingpt"
+    folders = {path.parent for path in package.rglob("__init__.py")} - {package}
+    named = set(re.findall(r"^ +([\w/]+)/ ", text, re.MULTILINE))
+    missing = [path for path in folders if path.parent in (package, package / "data", package / "backends")]
+    assert sorted(path.name for path in missing if path.name not in named) == []
+    assert sorted(name for name in named if not any(path.name == name for path in folders)) == [
+        "benchmarks",
+        "docs",
+        "tests",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_named)
@@ -160,9 +229,9 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("page", READMES, ids=_named)
-def test_the_tables_of_presets_are_what_the_code_says(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_tables_of_presets_are_what_the_code_says(language: str) -> None:
+    text = (DOCS / language / "presets.md").read_text(encoding="utf-8")
     specs = {name: GPTSpec(vocab_size=16_000, **preset.model) for name, preset in PRESETS.items()}
     sizes = re.findall(r"^\| `([\w-]+)`[^|]*\| (\d+) x (\d+), (\d+) \| (\d+) \| ([\d.]+) M \|", text, re.MULTILINE)
     assert {row[0] for row in sizes} == set(specs)
