@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.tokens import tokenizer as tokenizer_module
 from twingpt.data.tokens.template import SPECIAL_TOKENS, Sample, Segment, prompt_segments, sample_segments
-from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
+from twingpt.data.tokens.tokenizer import Tokenizer, choose_vocab_size, train_tokenizer
 
 TEXTS = [
     "여권 분실\n여권을 잃어버렸을 때는 먼저 경찰서에서 분실 신고서를 받습니다.\nTEL: +63 2 8555 0123",
@@ -262,3 +262,11 @@ def test_every_code_point_has_the_same_ids_in_both_encoders(tokenizer: Tokenizer
         fast, fast_lengths = tokenizer.encode_flat(texts)
         slow, slow_lengths = reference.encode_flat(texts)
         assert np.array_equal(fast_lengths, slow_lengths) and np.array_equal(fast, slow)
+
+
+def test_a_small_text_gets_a_small_vocabulary() -> None:
+    assert [choose_vocab_size(size) for size in (0, 114_000, 2_500_000, 10_000_000, 10**10)] == [
+        *(1_000, 1_700, 8_000, 16_000, 16_000)
+    ]
+    few = train_tokenizer(["가나다 가나다"], 1_000, or_fewer=True)
+    assert few.vocab_size < 1_000 and few.decode(few.encode("가나다")) == "가나다"

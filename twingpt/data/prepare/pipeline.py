@@ -35,7 +35,7 @@ from twingpt.data.text import dedup, reading
 from twingpt.data.text.corpus import Documents, seeded_order
 from twingpt.data.tokens import pack
 from twingpt.data.tokens.manifest import Manifest
-from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
+from twingpt.data.tokens.tokenizer import LARGEST_CHOSEN, Tokenizer, choose_vocab_size, train_tokenizer
 
 StageName = Literal["clean", "library", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "library", "tokenizer", "samples", "pack")
@@ -202,7 +202,7 @@ class Job:
             "tokenizer",
             key,
             lambda folder: self._make_tokenizer(documents, chosen, folder),
-            needed=80 * self.settings.vocab_size,
+            needed=80 * (self.settings.vocab_size or LARGEST_CHOSEN),
         )
 
     def _make_tokenizer(self, documents: Documents, chosen: npt.NDArray[np.int64], folder: Path) -> Report:
@@ -217,7 +217,8 @@ class Job:
 
                 yield from fixed_texts()
 
-        tokenizer = train_tokenizer(texts(), self.settings.vocab_size)
+        wanted = self.settings.vocab_size or choose_vocab_size(int(sizes.sum()))
+        tokenizer = train_tokenizer(texts(), wanted, or_fewer=self.settings.vocab_size is None)
         tokenizer.save(folder / TOKENIZER_FILE)
         longest = sorted(range(tokenizer.vocab_size), key=lambda token: (-len(tokenizer.token_text(token)), token))[:10]
         return {

@@ -18,8 +18,12 @@ Contacts = Literal["keep", "mask"]
 class PrepareSettings:
     """The options of `prepare` by the same names, with their defaults and help."""
 
-    vocab_size: int = setting(
-        16_000, "Tokens in the vocabulary, special ones included.", least=MIN_VOCAB_SIZE, most=2**32
+    vocab_size: int | None = setting(
+        None,
+        "Tokens in the vocabulary, special ones included.",
+        least=MIN_VOCAB_SIZE,
+        most=2**32,
+        none="chosen from the text, at most 16000",
     )
     tokenizer_megabytes: float = setting(
         16, "MB of text, drawn by document, to learn the vocabulary from; 0: all.", least=0, most=1e6

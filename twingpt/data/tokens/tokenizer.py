@@ -8,6 +8,7 @@ import codecs
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,10 @@ import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.tokens.template import BOS, EOS, MIN_VOCAB_SIZE, PAD, SPECIAL_TOKENS, Segment
+
+LEAST_CHOSEN, LARGEST_CHOSEN = 1_000, 16_000
+ENOUGH_BYTES = 10_000_000
+"""Of text, for the largest vocabulary that is chosen."""
 
 Ids = npt.NDArray[np.uint32]
 TrainEngine = Literal["auto", "rustbpe", "tokenizers"]
@@ -278,11 +283,23 @@ def _problem(config: dict[str, Any]) -> str | None:
     return None
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, engine: TrainEngine = "auto") -> Tokenizer:
+def choose_vocab_size(text_bytes: int) -> int:
+    """A vocabulary for a text of so many bytes, special tokens included: 16,000 from 10 MB on, in hundreds.
+
+    It falls with the square root of the text, as the number of distinct words does (Heaps' law): of a small text most
+    tokens of a large vocabulary would be seen too seldom to be learned.
+    """
+    share = min(1.0, math.sqrt(text_bytes / ENOUGH_BYTES))
+    return max(LEAST_CHOSEN, round(LARGEST_CHOSEN * share / 100) * 100)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, engine: TrainEngine = "auto", or_fewer: bool = False
+) -> Tokenizer:
     """Learn a byte-level BPE from documents. The same texts give the same bytes on any number of cores.
 
     engine "auto" is rustbpe where it is installed, else `tokenizers`; both follow one rule, and differ in
-    which of equally frequent pairs they merge first.
+    which of equally frequent pairs they merge first. or_fewer: take what the text supports, if that is less.
     Raises UsageError for a vocabulary below 268, TwinGPTError if the text supports fewer tokens.
     """
     if vocab_size < MIN_VOCAB_SIZE:
@@ -294,7 +311,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, engine: TrainEngin
         engine = "rustbpe" if _importable("rustbpe") else "tokenizers"
     learn = _learn_with_rustbpe if engine == "rustbpe" else _learn_with_tokenizers
     tokenizer = Tokenizer(learn(iter(texts), vocab_size))
-    if tokenizer.vocab_size < vocab_size:
+    if tokenizer.vocab_size < vocab_size and not or_fewer:
         raise TwinGPTError(
             f"the text supports a vocabulary of {tokenizer.vocab_size} tokens, not {vocab_size}: "
             f"give --vocab-size {tokenizer.vocab_size} or less, or more text"
