@@ -60,7 +60,7 @@ def by_kind() -> dict[str, Score]:
         found = {(contact.kind, contact.value) for contact in cleaned(case)[1] if contact.kind != "FAX"}
         scores[case["kind"]].add(Counter(found), Counter({(kind, value) for kind, value in case["contacts"]}))
     for case in read("any_text_names.jsonl"):
-        stored = Counter({(contact.entity, contact.value) for contact in cleaned(case)[1]})
+        stored = Counter({(one.entity, one.value) for one in cleaned(case)[1] if one.kind == "TEL"})
         scores["name"].add(stored, Counter(case["belongs_to"].items()))
     return scores
 

@@ -50,7 +50,7 @@ def test_contacts(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", NAMES, ids=[next(iter(case["belongs_to"])) for case in NAMES])
 def test_names(case: dict[str, Any]) -> None:
-    assert {c.entity: c.value for c in _cleaned(case)[1]} == case["belongs_to"]
+    assert {c.entity: c.value for c in _cleaned(case)[1] if c.kind == "TEL"} == case["belongs_to"]
 
 
 PIECES = [case["text"] for case in CASES + NAMES]

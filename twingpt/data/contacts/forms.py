@@ -8,8 +8,8 @@ from functools import partial
 from itertools import chain, takewhile
 
 from twingpt.data.contacts import labels as L
+from twingpt.data.contacts.addresses import find_links, web_at
 from twingpt.data.contacts.labels import Kind
-from twingpt.data.contacts.links import find_links, web_at
 from twingpt.data.contacts.numbers import (
     DEFAULT_COUNTRY,
     Line,
@@ -357,7 +357,8 @@ def _kind(name: str) -> Kind:
 
 def _read_tel(at: Line, position: int, kind: str, strong: bool) -> _Value | None:
     start = position
-    number = _number_at(at, start, strong)
+    # "문의: 2024" counts inquiries, or names a year: only a word for a telephone makes a short number one.
+    number = _number_at(at, start, strong and kind != "GENERIC")
     if number is None and at.plain[position : position + 1] == "(":
         start += 1
         number = _number_at(at, start, True)
@@ -438,7 +439,7 @@ def _announced(at: Line, run: re.Match[str]) -> _Edit | None:
     return None
 
 
-_AND = re.compile(rf"{L.BLANK}*(?:[/,·;|]|또는|혹은|및|or\b){L.BLANK}*")
+_AND = re.compile(rf"{L.BLANK}*(?:[/,·;|&]|또는|혹은|및|(?:or|and)\b|[와과](?= )){L.BLANK}*")
 
 
 def _further_numbers(line: Line, edit: _Edit) -> Iterator[_Edit]:

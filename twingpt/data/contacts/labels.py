@@ -51,10 +51,11 @@ LINK = re.compile(
 EMAIL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
 _DOMAIN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+(?:com|net|org|info|edu|gov|biz|shop|app|dev|io|me|kr|ph)"
 _IN_PATH = r"A-Za-z0-9\-._~:/?#@!$&*+,;='%\u00c0-\u024f\u3131-\u318e\u4e00-\u9fff가-힣"
-# Brackets belong to a path in pairs; where the address really ends is the question of `links.web_end`.
-_PATH = rf"(?::\d{{1,5}}(?!\d))?(?:[/?#](?:[{_IN_PATH}]|\([{_IN_PATH}]{{0,80}}\))*)?"
+# Brackets belong to a path in pairs; where the address really ends is the question of `addresses.web_end`.
+_BRACKETS = rf"(?<!\.pdf)\([!-'*-~]{{0,80}}\)|(?<=[_/])\([{_IN_PATH}]{{0,80}}\)"
+_PATH = rf"(?::\d{{1,5}}(?!\d))?(?:[/?#](?:[{_IN_PATH}]|{_BRACKETS})*)?"
 _HOST = r"https?://(?:(?:[A-Za-z0-9가-힣-]{1,63}\.){1,8}(?:한국|[A-Za-z]{2,24})(?![A-Za-z0-9.-])|[A-Za-z0-9.-]*[A-Za-z0-9])|www\.[A-Za-z0-9.-]*[A-Za-z0-9]"
-URL = re.compile(rf"(?:{_HOST}|{_DOMAIN}(?![A-Za-z0-9@]|-[A-Za-z]|\.[A-Za-z])){_PATH}")
+URL = re.compile(rf"(?:{_HOST}|(?:[가-힣A-Za-z0-9-]+\.)+한국|{_DOMAIN}(?![A-Za-z0-9@]|-[A-Za-z]|\.[A-Za-z])){_PATH}")
 # Without a label a domain of two parts is more often a brand (booking.com) than an address.
 BARE_URL = re.compile(
     rf"(?<![A-Za-z0-9@._/-])(?:{_HOST}"
@@ -89,5 +90,5 @@ ADDRESS_END = re.compile(
 
 # One cheap scan decides whether a text can hold a contact at all.
 TRIGGER = re.compile(
-    r"[\d０-９]{3}|[@☎☏]|://|[wW]{3}\.|카톡|카카오|[Kk]akao|KAKAO|주소|위치|소재지|[Aa]ddr|ADDR|[Ll]ocation|_\d+\]|[A-Za-z0-9]\.(?:com|net|org|gov|go|co|or|ph|kr)\b"
+    r"[\d０-９]{3}|[@☎☏]|://|[wW]{3}\.|카톡|카카오|[Kk]akao|KAKAO|주소|위치|소재지|[Aa]ddr|ADDR|[Ll]ocation|_\d+\]|[A-Za-z0-9]\.(?:com|net|org|gov|go|co|or|ph|kr)\b|\.한국"
 )

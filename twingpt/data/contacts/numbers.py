@@ -53,7 +53,7 @@ _PARTED = re.compile(r"(?<!\d)(\+?\d{2,4})([~·])(\d{3,4})\2(\d{4})(?!\d)")
 _GROUP = r"[ ]?[-.]?[ ]?"
 # The shape only; `read_number` judges the digits. Brackets belong to country and area codes, never to later groups.
 _SHAPE = re.compile(
-    rf"(?:[(\[]\+?[ ]?\d{{1,4}}(?:[- ]?\d{{1,3}})?[)\]]|\+[ ]?\d{{1,3}}|\d{{1,4}}\)|\d{{1,14}})"
+    rf"(?:[(\[]\+?[ ]?\d{{1,4}}(?:[- ]?\d{{1,3}})?[)\]]|\+[ ]?\d{{1,3}}\)?|\d{{1,4}}\)|\d{{1,14}})"
     rf"(?:{_GROUP}\(0\))?(?:{_GROUP}\(\d{{1,4}}\))?(?:{_GROUP}\d{{1,12}}){{0,6}}"
 )
 _EXTENSION = re.compile(
@@ -62,12 +62,14 @@ _EXTENSION = re.compile(
 _GROUP_END = re.compile(r"\d\)?(?=[ ]|$)")
 _MASK = r"*○●◯◦□■×#_☆★◇◆△▲"
 # What stands right before or after digits that are an amount, a date, a time, an identifier, or a part of more.
-_BEFORE_NOT = re.compile(rf"(?:[\w₱$€¥￦#/@=%{_MASK}]|\d[ ]?[.,:~-]|[A-Za-z][-.]|--)$")
-# A unit ends there: the number before 대표 or 평일 is no amount.
-_UNIT_ENDS = r"(?=$|[^가-힣]|(?:을|를|이|가|은|는|의|에|에서|으로|로|까지|부터|정도|이상|이하|씩|짜리|쯤|마다|동안|간|째|입니다|이다|이며|이고)(?![가-힣]))"
+_BEFORE_NOT = re.compile(rf"(?:[\w₱$€¥￦#/@=%{_MASK}]|\d[ ]?[.:~-]|\d,[ ]|[A-Za-z{_MASK}][-.]|--)$")
+_ENDINGS = (
+    "을|를|이|가|은|는|의|에|에서|으로|로|까지|부터|정도|이상|이하|씩|짜리|쯤|마다|동안|간|째|입니다|이다|이며|이고"
+)
+# A unit ends there: the number before 대표 is no amount. After a blank only money and heads are counted so.
 _AFTER_NOT = re.compile(
-    r"[ ]?(?:(?:원|페소|달러|만|천|억|년|월|일|시|분|개|명|장|층|호|평|건|대|통|동)"
-    rf"{_UNIT_ENDS}|%|％|°|kg|km|m²|㎡|pesos?\b|PHP\b|USD\b|KRW\b)"
+    r"(?:[ ]?(?:원|페소|달러|명|개|년)|만|천|억|월|일|시|분|장|층|호|평|건|대|통|동)"
+    rf"(?=$|[^가-힣]|(?:{_ENDINGS})(?![가-힣]))|[ ]?(?:[%°㎡]|kg|km|m²|pesos?\b|PHP\b|USD\b|KRW\b)"
     rf"|:\d|,\d{{3}}|[A-Za-z_@]|[.]\d|-(?:[\dA-Za-z?{_MASK}]|$)|[{_MASK}]|[?]{{2}}|[(\[]\d+[)\]]|[)\]]\d"
 )
 _IDENTIFIER = re.compile(
@@ -81,13 +83,20 @@ _DATE = re.compile(
     r"|(?:19|20)\d\d[-~](?:19|20)?\d\d$"
 )
 # Numbers without an area code that only exist in Korea.
-_SERVICE = re.compile(r"1[568]\d\d[- .]?\d{4}$")
+_SERVICE = re.compile(r"1[568]\d\d(?:[ ]?[-.][ ]?|[ ]?)\d{4}$")
 # The prefixes in use: without a word before it a pair of years (1592-1598) has the same shape.
 _BARE_SERVICE = re.compile(
     r"1(?:5(?:22|33|44|66|77|88|99)|6(?:00|44|60|61|66|68|70|88)|8(?:00|11|33|55|77|99))-(?!1[0-9]{3}|20)\d{4}"
 )
 _SERVICE_DESK = re.compile(
     r"(?:고객|콜|상담|서비스|지원|예약)[ ]?센터|ARS|자동응답|대표|대표번호|수신자[ ]?부담|분실[ ]?신고|상담$"
+)
+
+
+# Who answers there: a number of eight digits after it is Manila's, as after a label.
+_ANSWERED = re.compile(
+    r"(?:(?:고객|콜|상담|서비스|지원|예약|안내)[ ]?센터|ARS|데스크|상담실|관리실|경비실|사무실|사무소|프[런론]트|접수처"
+    r"|[가-힣]문의|배달|(?:예약|상담|대표|접수)(?=[ ]?:))[ ]?:?[ ]*$"
 )
 
 
@@ -153,8 +162,11 @@ def _fitting(text: str, region: str) -> str | None:
     number = _parse(text, region)
     area = phonenumbers.length_of_national_destination_code(number) if number is not None else 0
     trunk = groups[0].removeprefix("0")
+    if region == "KR" and len(groups[-1]) != 4:
+        return None
     # 0555-0123-45 has the digits of a number in Changwon (055), and is none.
-    return written if len(groups[-1]) >= 3 and (not area or len(trunk) == area or len(trunk) > 4) else None
+    spoken = not area or len(trunk) == area or len(trunk) > 4 or (region == "KR" and trunk[:2] == "50")
+    return written if spoken and len(groups[-1]) >= 3 else None
 
 
 @lru_cache(maxsize=65536)
@@ -195,13 +207,18 @@ def _local(text: str, region: str) -> str | None:
     if region == "PH":
         if only[0] == "9" and len(only) == 10:
             return _valid(only, "PH")
-        if len(only) == 8 and len(groups[-1]) >= 4:
+        if len(only) == 8 and len(groups[-1]) >= 4 and not _price_range(groups):
             return _valid(f"02{only}", "PH")
     elif region != "KR" and (written := _valid(text, region)) is not None:
         return written
     # Hours of opening (0930-1730) have eight digits and two groups too, but no number starts with 0 here.
     local = len(only) == 7 or (len(only) == 8 and region == "KR")
     return " ".join(groups) if local and only[0] not in "01" and len(groups[-1]) >= 4 else None
+
+
+def _price_range(groups: list[str]) -> bool:
+    """Whether two groups of four are amounts (3000-5000) as likely as a number."""
+    return len(groups) == 2 and groups[0] < groups[1] and all(group.endswith("00") for group in groups)
 
 
 def _continued(line: Line, start: int, end: int) -> bool:
@@ -233,7 +250,7 @@ def read_number(line: Line, position: int, *, labelled: bool) -> Number | None:
         piece = found[:end]
         if _DATE.match(piece) or _continued(line, position, position + end):
             continue
-        if re.match(r"\d+\)", piece) and text[max(0, position - 1) : position] == "(":
+        if re.match(r"\+?\d+\)", piece) and text[max(0, position - 1) : position] == "(":
             continue
         written = _judge(piece, line.country, "", labelled)
         if written is None:
@@ -278,7 +295,7 @@ def _with_extension(text: str, start: int, end: int, written: str) -> Number:
 
 _SHORT = re.compile(
     r"[1-9]\d{2,4}(?!\d|[ ]?(?:원|페소|달러|만|천|억|년|월|일|시간|시|분|개|명|장|층|호|평|건|통|대|동|%|kg|km|m)"
-    rf"|[-.,:/~]\d|-|[A-Za-z{_MASK}]|[ ]?[.]?\d|[)\]][ ]?\d)"
+    rf"|[-.,:/~]\d|[ ]?-|[A-Za-z{_MASK}]|[ ]?[.]?\d|[)\]][ ]?\d)"
 )
 # A word that is a label by chance takes more: the end, or what is said of a number that is called.
 _DIALLED = re.compile(
@@ -293,6 +310,8 @@ def read_short_code(line: Line, position: int, *, known_only: bool) -> Number | 
     match = _SHORT.match(line.plain, position)
     if match is None or (known_only and match[0] not in SHORT_CODES):
         return None
+    if re.match(r"(?:19|20)\d\d$", match[0]):
+        return None
     hangul = _PARTICLE.match(line.plain, match.end()) is not None
     if (known_only or hangul) and _DIALLED.match(line.plain, match.end()) is None:
         spaced = hangul and line.plain[match.end()] == " " and match[0] in SHORT_CODES
@@ -303,7 +322,7 @@ def read_short_code(line: Line, position: int, *, known_only: bool) -> Number | 
 
 # A short code in running text is one to call when its neighbours say so: "911에 신고", "경찰 112".
 _CALLED = re.compile(
-    r"(?:(?<=긴급 )|(?<=경찰 )|(?<=소방 )|(?<=구급 )|(?<=구조 )|(?<=신고 )|(?<=응급 ))"
+    r"(?:(?<=긴급 )|(?<=경찰 )|(?<=소방 )|(?<=구급 )|(?<=구조 )|(?<=신고 )|(?<=신고는 )|(?<=응급 ))"
     r"\d{3,4}(?!\d|[ ]?[가-힣]|[-,.:/~]\d)"
     r"|(?<![\d.,:/₱$+-])\d{3,5}"
     r"(?=번?(?:으로|로|에)[ ]?(?:바로 |먼저 |즉시 )?(?:전화|신고|연락|문의|물어|알리|알려))"
@@ -325,7 +344,7 @@ def find_short_codes(line: Line, start: int, end: int) -> Iterator[Number]:
 
 _BARE_START = re.compile(
     r"[(\[]?\+[ ]?[1-9]|[(\[](?:0\d{1,3}|63|82)|(?<!\d)0\d|(?<!\d)(?:63[ -]?\(?[29]|82[ -]?\(?[12]|1[ -]?800[ -]?1)"
-    r"|(?<!\d)1[568]\d\d[-]\d{4}"
+    r"|(?<!\d)1[568]\d\d-\d{4}|(?<!\d)[3-8]\d{3}[- ]\d{4}(?!\d)"
 )
 
 
@@ -345,7 +364,10 @@ def find_numbers(line: Line, start: int, end: int) -> Iterator[Number]:
         bold = re.sub(r"(?<![\d*_])[*_]{1,3}$", " ", before)
         if _BEFORE_NOT.search(re.sub(r"[가-힣]$", " ", bold)) or _IDENTIFIER.search(before):
             continue
-        number = _bare_service(line, begin, before) or read_number(line, begin, labelled=False)
+        if re.search(r"\d,$", before) and re.match(r"\d{3}(?!\d)", text[begin : begin + 4]):
+            continue
+        answered = text[begin] in "345678" and _ANSWERED.search(before) is not None
+        number = _bare_service(line, begin, before) or read_number(line, begin, labelled=answered)
         if number is not None:
             yield number
             position = number.end
@@ -358,4 +380,4 @@ def _bare_service(line: Line, position: int, before: str) -> Number | None:
         return None
     if _BARE_SERVICE.match(match[0]) is None and _SERVICE_DESK.search(before) is None:
         return None
-    return Number(position, match.end(), line.text[position : match.end()])
+    return Number(position, match.end(), match[0])

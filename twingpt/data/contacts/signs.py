@@ -50,7 +50,7 @@ _TO_KOREA = re.compile(r"외교부|영사콜|한국(?:에서| 번호)|국내(?:�
 _TO_PHILIPPINES = re.compile(r"(?:현지|필리핀)(?:에서| 번호)")
 _SENTENCE = re.compile(r"[.!?…]['\"”’)]?$|[다요죠]$")
 _ADDRESS = re.compile(r"주소|소재지|위치|ADDR|[Aa]ddr")
-_NUMBER = re.compile(r"(?:\d[ ().-]{0,2}){7,}")
+_NUMBER = re.compile(r"\d(?:[ ().-]{0,2}\d){6,}")
 # How far the words around a number are looked through, so that a long line takes no more than its length.
 _NEAR = 120
 _LINES_ABOVE = 12
@@ -86,7 +86,8 @@ class Signs:
         before = line[left:start]
         runs = list(_NUMBER.finditer(before))
         if runs:
-            before = before[runs[-1].end() :]
+            # "02-... (서울), 02-... (마닐라)": a bracket belongs to the number before it.
+            before = re.sub(r"^[ ]?\([^()]*\)", "", before[runs[-1].end() :])
         right = line[end : end + _NEAR]
         next_run = _NUMBER.search(right)
         after = right[: next_run.start()] if next_run else right
@@ -102,7 +103,7 @@ class Signs:
             line = self._lines[above]
             if not line.strip() or _NUMBER.search(self._plain[above]):
                 break
-            found |= self._told(above)
+            found |= self._told(above, sentences=True)
         for below in range(index + 1, min(len(self._lines), index + 4)):
             if not self._lines[below].strip() or not _ADDRESS.search(self._lines[below]):
                 break
@@ -116,11 +117,11 @@ class Signs:
             self._document = "" if not found else found.pop() if len(found) == 1 else BOTH
         return self._document
 
-    def _told(self, index: int) -> set[str]:
-        """What a heading or an address names; a sentence speaks of other places too."""
+    def _told(self, index: int, *, sentences: bool = False) -> set[str]:
+        """What a heading or an address names; a sentence speaks of other places too, if not as near as its entry."""
         line = self._lines[index].strip()
         address = _ADDRESS.search(line[:20]) is not None
         if _NUMBER.search(self._plain[index]) and not address:
             return set()
-        heading = len(line) <= _HEADING and _SENTENCE.search(line) is None
+        heading = len(line) <= _HEADING and (sentences or _SENTENCE.search(line) is None)
         return {countries_in(line[:200])} if heading or address else set()

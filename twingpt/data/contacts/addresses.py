@@ -22,9 +22,9 @@ class Link:
 _DIALLED = r"(?P<code>\+|%2[Bb])?(?P<digits>\d{7,15}|\[TEL_\d+\])(?!\d)"
 _DIALS = (
     re.compile(rf"(?<![A-Za-z0-9])(?:tel|sms|smsto|callto):(?://)?{_DIALLED}(?![-.]\d)"),
-    re.compile(r"(?<=[(\"'=<])(?:tel|sms|smsto|callto):(?://)?(?P<code>\+)?(?P<digits>\d[\d().-]{5,18}\d)"),
+    re.compile(r"(?<=[(\"'=<])(?:tel|sms|smsto|callto):(?://)?(?P<code>\+)?(?P<digits>\d[\d(). -]{5,22}\d)(?=[)\"'>])"),
     re.compile(
-        r"(?<![A-Za-z0-9.@])(?P<international>(?:https?://)?(?:www\.)?(?:wa\.me/|api\.whatsapp\.com/send/?\?(?:[^\s&]*&)*phone=)"
+        r"(?<![A-Za-z0-9.@])(?P<international>(?:https?://)?(?:www\.)?(?:wa\.me/|viber\.me/|(?:api|web)\.whatsapp\.com/send/?\?(?:[^\s&]*&)*phone=)"
         rf"|(?:viber|whatsapp)://[a-z/]*\?(?:[^\s&]*&)*?(?:number|phone)=){_DIALLED}"
     ),
 )
@@ -58,7 +58,9 @@ def _without_particle(found: str) -> str:
     if run is None:
         return found
     before = found[: run.start()]
-    if (before[-1:].isalnum() or before[-1:] in ("/", "%", "_", "=")) and _GLUED.fullmatch(run[0]):
+    if (before[-1:].isalnum() or before[-1:] in tuple(")%_=")) and _GLUED.fullmatch(run[0]):
+        return before
+    if before[-1:] == "/" and re.fullmatch("에서는?|에는?|을|를|으로|로|은|는|입니다|이다", run[0]):
         return before
     if (after := _AFTER_NAME.search(run[0])) is not None:
         return before + run[0][: after.start()]
@@ -83,7 +85,7 @@ def find_links(text: str) -> tuple[Link, ...]:
         return ()
     for pattern in _DIALS:
         for match in pattern.finditer(text):
-            international = "international" in match.groupdict() or match["code"] not in (None, "+")
+            international = match["code"] != "+" and ("international" in match.groupdict() or match["code"] is not None)
             start = match.start("digits") - (match["code"] == "+")
             found.append(Link(match.start(), match.end(), (start, match.end("digits")), international))
     found += [Link(start, end) for start, end in _web_addresses(text)]
