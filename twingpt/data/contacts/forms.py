@@ -288,6 +288,8 @@ def _labelled(at: Line, run: re.Match[str]) -> _Edit | None:
             break
     else:
         return None
+    if value.kind == "KAKAO" and "TEL" in kinds and value.written.startswith("+"):
+        value = dataclasses.replace(value, kind="TEL")  # "카톡/전화": whoever calls finds it too
     if not strong and start > 0 and "가" <= line[start - 1] <= "힣" and kinds[0] in ("ADDR", "GENERIC"):
         return None
     shown = [k for k in dict.fromkeys(kinds) if k != "GENERIC"] or [value.kind]

@@ -44,16 +44,18 @@ _ALIKE = {
         "\t\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "
     ),
     **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
-    **dict(zip("＋，／：；＊＃＿？", "+,/:;*#_?", strict=True)),
+    **dict(zip("﹢＋，／：；＊＃＿？", "++,/:;*#_?", strict=True)),
 }
 _PLAIN = str.maketrans(_ALIKE)
 # Dots and tildes part the groups of one number only where all of its groups are written so: else they part numbers.
-_PARTED = re.compile(r"(?<!\d)(\+?\d{2,4})([~·])(\d{3,4})\2(\d{4})(?!\d)")
+_PARTED = re.compile(r"(?<!\d)(\+?\d{2,4})([~·_/一])(\d{3,4})\2(\d{4})(?!\d)")
+
+_PARTS = re.compile("[~·_/一]")
 
 _GROUP = r"[ ]?[-.]?[ ]?"
 # The shape only; `read_number` judges the digits. Brackets belong to country and area codes, never to later groups.
 _SHAPE = re.compile(
-    rf"(?:[(\[]\+?[ ]?\d{{1,4}}(?:[- ]?\d{{1,3}})?[)\]]|\+[ ]?\d{{1,3}}\)?|\d{{1,4}}\)|\d{{1,14}})"
+    rf"(?:[(\[][ ]?\+?[ ]?\d{{1,4}}(?:[-. ]?\d{{1,3}})?[ ]?[)\]]|\+[ ]?\d{{1,3}}\)?|\d{{1,4}}[ ]?\)|\d{{1,14}})"
     rf"(?:{_GROUP}\(0\))?(?:{_GROUP}\(\d{{1,4}}\))?(?:{_GROUP}\d{{1,12}}){{0,6}}"
 )
 _EXTENSION = re.compile(
@@ -126,7 +128,7 @@ class Line:
 def plain_of(line: str) -> str:
     """`line` with full-width digits, hyphens, brackets and blanks of any kind as ASCII, each in its place."""
     plain = line if line.isascii() else line.translate(_PLAIN)
-    return _PARTED.sub(lambda m: f"{m[1]}-{m[3]}-{m[4]}", plain) if "~" in plain or "·" in plain else plain
+    return _PARTED.sub(lambda m: f"{m[1]}-{m[3]}-{m[4]}", plain) if _PARTS.search(plain) else plain
 
 
 def digits(text: str) -> str:
@@ -178,7 +180,11 @@ def _judge(found: str, country: str, sign: str, labelled: bool) -> str | None:
     only = digits(bare)
     if not 7 <= len(only) <= 15:
         return None
-    if "+" not in bare and re.match(r"63[ -]*(?:2|9\d\d|[3-8]\d)|82[ -]*(?:2|10|[3-7]\d)", bare) and len(only) >= 10:
+    if (
+        "+" not in bare
+        and re.match(r"63[ .-]*0?(?:2|9\d\d|[3-8]\d)|82[ .-]*0?(?:2|10|[3-7]\d)", bare)
+        and len(only) >= 10
+    ):
         bare = "+" + bare
     if "+" in bare:
         return _valid(bare, None)
@@ -207,7 +213,7 @@ def _local(text: str, region: str) -> str | None:
     if region == "PH":
         if only[0] == "9" and len(only) == 10:
             return _valid(only, "PH")
-        if len(only) == 8 and len(groups[-1]) >= 4 and not _price_range(groups):
+        if len(only) == 8 and len(groups[0]) >= 4 and len(groups[-1]) >= 4 and not _price_range(groups):
             return _valid(f"02{only}", "PH")
     elif region != "KR" and (written := _valid(text, region)) is not None:
         return written
@@ -250,7 +256,7 @@ def read_number(line: Line, position: int, *, labelled: bool) -> Number | None:
         piece = found[:end]
         if _DATE.match(piece) or _continued(line, position, position + end):
             continue
-        if re.match(r"\+?\d+\)", piece) and text[max(0, position - 1) : position] == "(":
+        if re.match(r"\+?\d+[ ]?\)", piece) and text[max(0, position - 1) : position] == "(":
             continue
         written = _judge(piece, line.country, "", labelled)
         if written is None:
