@@ -8,12 +8,11 @@ from functools import partial
 from itertools import chain, takewhile
 
 from twingpt.data.contacts import labels as L
-from twingpt.data.contacts.addresses import find_links, web_at
+from twingpt.data.contacts.addresses import find_links
 from twingpt.data.contacts.labels import Kind
 from twingpt.data.contacts.numbers import (
     DEFAULT_COUNTRY,
     Line,
-    Number,
     digits,
     find_numbers,
     find_short_codes,
@@ -24,6 +23,7 @@ from twingpt.data.contacts.numbers import (
 )
 from twingpt.data.contacts.places import PlaceFinder
 from twingpt.data.contacts.signs import Signs
+from twingpt.data.contacts.values import Value, kind_of, read_kakao, read_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +52,13 @@ class Contact:
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
-    """line[start:end] holds a value whose written form is `written`; kept: the text keeps it as it stands."""
-
-    kind: Kind
-    start: int
-    end: int
-    written: str
-    kept: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class _Edit:
     """line[start:end] becomes `prefix` + the value's written form + `suffix`."""
 
     start: int
     end: int
     prefix: str
-    value: _Value
+    value: Value
     suffix: str = ""
 
 
@@ -195,12 +184,15 @@ _CUT_HEAD = re.compile(
 _CUT_TAIL = re.compile(r"-?[ ]?\d{3,4}(?:[ ]?[-.]?[ ]?\d{3,4})*(?!\d)")
 
 
+_CUT_ENDS = frozenset("0123456789-)]")
+
+
 def _joined_numbers(lines: list[str], country: str) -> list[str]:
     """A number that the end of a line cuts is joined, where both of its parts are nothing without the other."""
     joined: list[str] = []
     for line in lines:
         previous = joined[-1] if joined else ""
-        head = _CUT_HEAD.search(plain_of(previous[-24:])) if previous[-1:] in _CUT_ENDS and previous else None
+        head = _CUT_HEAD.search(plain_of(previous[-24:])) if plain_of(previous[-1:]) in _CUT_ENDS else None
         if head is not None and _CUT_TAIL.match(plain_of(line[:24])):
             at = max(0, len(previous) - 24) + head.start()
             glue = "" if plain_of(previous[-1]) == "-" else " "
@@ -212,9 +204,6 @@ def _joined_numbers(lines: list[str], country: str) -> list[str]:
                 continue
         joined.append(line)
     return joined
-
-
-_CUT_ENDS = frozenset(c for c in map(chr, range(0x10000)) if plain_of(c) in set("0123456789-)]"))
 
 
 def _standardise_line(line: Line) -> tuple[str, list[Contact]]:
@@ -281,9 +270,7 @@ def _labelled(at: Line, run: re.Match[str]) -> _Edit | None:
     words = [kind for _, kind in found]
     kinds = [kind for kind in words if kind != "GENERIC"] or ["GENERIC"]
     for kind in dict.fromkeys(kinds):
-        value = _read_value(
-            at, link.end(), kind, strong, "채널" in run[0] or "친" in run[0] or "오픈" in run[0], run[0]
-        )
+        value = read_value(at, link.end(), kind, strong, "채널" in run[0] or "친" in run[0] or "오픈" in run[0], run[0])
         if value is not None:
             break
     else:
@@ -316,7 +303,7 @@ def _labels_in(run: re.Match[str]) -> list[re.Match[str]]:
     return list(takewhile(lambda m: m.end() <= run.end(), L.LABEL.finditer(run.string, run.start())))
 
 
-def _closing(line: str, value: _Value) -> int:
+def _closing(line: str, value: Value) -> int:
     """Where the value ends, with the bracket of "전화(02-...)" that belonged to the label."""
     before = line[value.start - 1] if value.start else ""
     return value.end + (
@@ -329,94 +316,6 @@ def _closing(line: str, value: _Value) -> int:
 
 def _opened_by_label(line: str, bracket: int) -> bool:
     return any(m.end() == bracket for m in L.LABEL.finditer(line, max(0, bracket - 16), bracket))
-
-
-def _read_value(at: Line, position: int, kind: str, strong: bool, channel: bool, label: str) -> _Value | None:
-    line = at.text
-    placeholder = L.PLACEHOLDER.match(line, position)
-    if placeholder is not None and kind in (placeholder[1], "GENERIC"):
-        return _Value(_kind(placeholder[1]), position, placeholder.end(), placeholder[0])
-    if any(link.number and link.start == position for link in find_links(line)):
-        return None  # "전화: tel:..." is a link that stays as it is
-    if kind in ("TEL", "FAX", "GENERIC") and (value := _read_tel(at, position, kind, strong)) is not None:
-        return value
-    if kind in ("EMAIL", "GENERIC", "ADDR") and (match := L.EMAIL.match(line, position)) is not None:
-        return _Value("EMAIL", position, match.end(), match[0]) if kind != "ADDR" or "@" in match[0] else None
-    if kind in ("WEB", "GENERIC", "ADDR") and (end := web_at(line, position)) is not None:
-        return _Value("WEB", position, end, line[position:end])
-    if kind == "KAKAO":
-        return _read_kakao(at, position, strong, channel, label)
-    if kind == "ADDR":
-        return _read_address(line, position, strong)
-    if kind in ("WEB", "EMAIL") and line[position : position + 1] in ("(", "（"):
-        return _read_value(at, position + 1, kind, strong, channel, label)
-    return None
-
-
-def _kind(name: str) -> Kind:
-    return next(kind for kind in L.KINDS if kind == name)
-
-
-def _read_tel(at: Line, position: int, kind: str, strong: bool) -> _Value | None:
-    start = position
-    # "문의: 2024" counts inquiries, or names a year: only a word for a telephone makes a short number one.
-    number = _number_at(at, start, strong and kind != "GENERIC")
-    if number is None and at.plain[position : position + 1] == "(":
-        start += 1
-        number = _number_at(at, start, True)
-        if number is not None and at.plain[number.end : number.end + 1] != ")":
-            number = None
-    if number is None:
-        return None
-    return _Value("FAX" if kind == "FAX" else "TEL", start, number.end, number.written)
-
-
-def _number_at(at: Line, position: int, strong: bool) -> Number | None:
-    return read_number(at, position, labelled=True) or read_short_code(at, position, known_only=not strong)
-
-
-_PARTICLE = re.compile(r"(?:으로|로|을|를|은|는|이|가|에|와|과|입니다|이에요|예요|번)")
-
-
-def _read_kakao(at: Line, position: int, strong: bool, channel: bool, label: str) -> _Value | None:
-    line = at.text
-    number = read_number(at, position, labelled=True)
-    if number is not None:
-        return _Value("KAKAO", position, number.end, number.written)
-    if L.URL.match(line, position):
-        return None
-    # A channel is written @name, as KakaoTalk does: the standard label alone would not tell it from a remark.
-    if strong and (match := L.KAKAO_CHANNEL.match(line, position)) is not None and (channel or match[0][0] == "@"):
-        return _Value("KAKAO", position, match.end(), f"@{match[0].removeprefix('@')}")
-    match = L.KAKAO_ID.match(line, position)
-    if match is None or len(match[0]) < 3 or not re.search("[A-Za-z]", match[0]):
-        return None
-    telling = re.search(r"[\d_.@-]", match[0]) is not None and re.match("@?[A-Za-z]{2}", match[0]) is not None
-    named = strong or re.search("[Ii][Dd]$|아이디$", label) is not None
-    after = line[match.end() :]
-    ends = not after or re.match(rf"{L.BLANK}{{2}}|{L.BLANK}*(?:$|[,/|()·;.~\]])", after) is not None
-    if after.startswith("@"):
-        return None
-    if (named and (ends or telling or _PARTICLE.match(after))) or (telling and len(match[0]) >= 4):
-        return _Value("KAKAO", position, match.end(), match[0])
-    return None
-
-
-def _read_address(line: str, position: int, strong: bool) -> _Value | None:
-    end = L.ADDRESS_END.search(line, position)
-    assert end is not None  # it matches at the end of the line
-    text = line[position : end.start()].rstrip(" ,.·/")
-    if len(text) < 6 or not (L.ADDRESS_WORD.search(text) and (re.search(r"\d", text) or "," in text or strong)):
-        return None
-    if re.search(r"[가-힣](?:다|요|까|죠|음|함|것|기)$|[!?]", text) or (
-        not strong and not re.match(r"[\dA-Z#(]|[가-힣]+ ?시", text)
-    ):
-        return None
-    if not strong and not re.search(r"\d", text):
-        return None
-    if not re.search(r"\d|,", text) and len(L.ADDRESS_WORD.findall(text)) < 2:
-        return None
-    return _Value("ADDR", position, position + len(text), text)
 
 
 _ANNOUNCED = re.compile(rf"(?:은|는|이|가|로는|도){L.BLANK}{{1,2}}")
@@ -433,9 +332,9 @@ def _announced(at: Line, run: re.Match[str]) -> _Edit | None:
         number = read_number(at, position, labelled=True) or read_short_code(at, position, known_only=True)
         if number is not None:
             kind: Kind = "FAX" if kinds == {"FAX"} else "TEL"
-            return _Edit(position, number.end, "", _Value(kind, position, number.end, number.written))
+            return _Edit(position, number.end, "", Value(kind, position, number.end, number.written))
     if "KAKAO" in kinds and re.search("[Ii][Dd]$|아이디$", run[0]):
-        value = _read_kakao(at, position, True, False, run[0])
+        value = read_kakao(at, position, True, False, run[0])
         if value is not None:
             return _Edit(position, value.end, "", value)
     return None
@@ -454,7 +353,7 @@ def _further_numbers(line: Line, edit: _Edit) -> Iterator[_Edit]:
         position = link.end()
         placeholder = L.PLACEHOLDER.match(line.text, position)
         if placeholder is not None and placeholder[1] == edit.value.kind:
-            value = _Value(edit.value.kind, position, placeholder.end(), placeholder[0])
+            value = Value(edit.value.kind, position, placeholder.end(), placeholder[0])
         else:
             number = (
                 read_further(line, position, before)
@@ -463,7 +362,7 @@ def _further_numbers(line: Line, edit: _Edit) -> Iterator[_Edit]:
             )
             if number is None:
                 return
-            value = _Value(edit.value.kind, position, number.end, number.written)
+            value = Value(edit.value.kind, position, number.end, number.written)
             before = number.written
         position = value.end
         yield _Edit(value.start, value.end, "", value)
@@ -472,13 +371,13 @@ def _further_numbers(line: Line, edit: _Edit) -> Iterator[_Edit]:
 def _bare(line: Line, start: int, end: int) -> Iterator[_Edit]:
     """Contacts without a label: the text around them stays as it is."""
     text = line.text
-    values = [_Value("EMAIL", m.start(), m.end(), m[0]) for m in L.BARE_EMAIL.finditer(text, start, end)]
+    values = [Value("EMAIL", m.start(), m.end(), m[0]) for m in L.BARE_EMAIL.finditer(text, start, end)]
     values += _in_links(line, start, end)
-    values += [_Value(_kind(m[1]), m.start(), m.end(), m[0]) for m in L.PLACEHOLDER.finditer(text, start, end)]
+    values += [Value(kind_of(m[1]), m.start(), m.end(), m[0]) for m in L.PLACEHOLDER.finditer(text, start, end)]
     taken = [(v.start, v.end) for v in values] + [(link.start, link.end) for link in find_links(text)]
     for number in chain(find_numbers(line, start, end), find_short_codes(line, start, end)):
         if number.end <= end and not any(s < number.end and number.start < e for s, e in taken):
-            values.append(_Value("TEL", number.start, number.end, number.written))
+            values.append(Value("TEL", number.start, number.end, number.written))
     position = start
     for value in sorted(values, key=lambda v: v.start):
         if value.start >= position:
@@ -486,19 +385,19 @@ def _bare(line: Line, start: int, end: int) -> Iterator[_Edit]:
             position = value.end
 
 
-def _in_links(line: Line, start: int, end: int) -> Iterator[_Value]:
+def _in_links(line: Line, start: int, end: int) -> Iterator[Value]:
     """Web addresses, and the numbers that links dial, which the text keeps as they stand."""
     for link in find_links(line.text):
         if link.start < start or link.end > end:
             continue
         if link.number is None:
-            yield _Value("WEB", link.start, link.end, line.text[link.start : link.end])
+            yield Value("WEB", link.start, link.end, line.text[link.start : link.end])
             continue
         first, last = link.number
         shown = line.text[first:last]
         if shown.startswith("["):
-            yield _Value("TEL", first, last, shown)
+            yield Value("TEL", first, last, shown)
             continue
         number = read_number(_alone(f"+{shown}" if link.plus else shown, line.country), 0, labelled=not link.plus)
         if number is not None and number.end == len(shown) + link.plus:
-            yield _Value("TEL", first, last, number.written, kept=True)
+            yield Value("TEL", first, last, number.written, kept=True)

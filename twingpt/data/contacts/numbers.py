@@ -178,7 +178,7 @@ def _judge(found: str, country: str, sign: str, labelled: bool) -> str | None:
     # What is dialled before a country code: 00 in the Philippines, 001 and the like in Korea.
     bare = re.sub(r"^00(?:[1-9]|7\d\d|)[- ]?(?=(?:63|82)[- ]?\d)", "+", bare)
     only = digits(bare)
-    if not 7 <= len(only) <= 15:
+    if not 7 <= len(only) <= 15 or only in "01234567890":
         return None
     if (
         "+" not in bare
@@ -187,7 +187,10 @@ def _judge(found: str, country: str, sign: str, labelled: bool) -> str | None:
     ):
         bare = "+" + bare
     if "+" in bare:
-        return _valid(bare, None)
+        # "+82 2 555 0123 4층": what a blank parts from a whole number would make a longer one of it.
+        last = re.findall(r"\d+", bare)[-1]
+        cut = re.match(r"\+[ ]?(63|82)", bare)
+        return None if cut and len(last) < (4 if cut[1] == "82" else 3) else _valid(bare, None)
     if _SERVICE.match(bare):
         return bare if labelled else None
     if bare.startswith("0") or only.startswith("1800"):

@@ -29,7 +29,7 @@ _VERB_END = re.compile(
 _NO_NAMES = "대표 문의 안내 기타 또는 및 그리고 자세한 공식 아래 다음 관련 위 긴급시 급할 때"
 _NOT_A_NAME = frozenset(_NO_NAMES.split())
 _SENTENCE = re.compile(r"[.!?]$|[다요]$")
-_NUMBER = re.compile(r"\d(?:[ ().-]{0,2}\d){6,}")
+_NUMBER = re.compile(r"\d(?:[ ().-]{0,3}\d){6,}")
 _STANDARD = re.compile(rf"\b(?:{'|'.join(L.KINDS)}): ")
 # Headings that say what follows, and not whose it is.
 _KIND_OF_LINES = re.compile(

@@ -50,7 +50,8 @@ _TO_KOREA = re.compile(r"외교부|영사콜|한국(?:에서| 번호)|국내(?:�
 _TO_PHILIPPINES = re.compile(r"(?:현지|필리핀)(?:에서| 번호)")
 _SENTENCE = re.compile(r"[.!?…]['\"”’)]?$|[다요죠]$")
 _ADDRESS = re.compile(r"주소|소재지|위치|ADDR|[Aa]ddr")
-_NUMBER = re.compile(r"\d(?:[ ().-]{0,2}\d){6,}")
+_ADDRESS_LINE = re.compile(rf"\W{{0,4}}(?:{_ADDRESS.pattern})")
+_NUMBER = re.compile(r"\d(?:[ ().-]{0,3}\d){6,}")
 # How far the words around a number are looked through, so that a long line takes no more than its length.
 _NEAR = 120
 _LINES_ABOVE = 12
@@ -120,7 +121,7 @@ class Signs:
     def _told(self, index: int, *, sentences: bool = False) -> set[str]:
         """What a heading or an address names; a sentence speaks of other places too, if not as near as its entry."""
         line = self._lines[index].strip()
-        address = _ADDRESS.search(line[:20]) is not None
+        address = _ADDRESS_LINE.match(line) is not None
         if _NUMBER.search(self._plain[index]) and not address:
             return set()
         heading = len(line) <= _HEADING and (sentences or _SENTENCE.search(line) is None)
