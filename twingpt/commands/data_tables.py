@@ -90,7 +90,8 @@ def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             ("documents", f"{clean['documents']:,} ({clean['cleaned_bytes']:,} bytes of {clean['raw_bytes']:,})")
         )
         rows.append(("duplicates", f"{clean['exact_duplicates']:,} exact, {clean['near_duplicates']:,} near, dropped"))
-        rows.append(("contacts", f"{clean['contacts']:,}"))
+        of = f" (numbers of {clean['country']} where the text names no other country)" if "country" in clean else ""
+        rows.append(("contacts", f"{clean['contacts']:,}{of}"))
     if library:
         rows.append(("passages to find", f"{library['passages']:,}"))
     if tokenizer:

@@ -4,19 +4,26 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, takewhile
 
 from twingpt.data.contacts import labels as L
+from twingpt.data.contacts.addresses import find_links
 from twingpt.data.contacts.labels import Kind
 from twingpt.data.contacts.numbers import (
-    Number,
+    DEFAULT_COUNTRY,
+    Line,
+    digits,
     find_numbers,
     find_short_codes,
-    korea_is_meant,
+    plain_of,
+    read_further,
     read_number,
     read_short_code,
 )
 from twingpt.data.contacts.places import PlaceFinder
+from twingpt.data.contacts.signs import Signs
+from twingpt.data.contacts.values import Value, kind_of, read_kakao, read_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class Contact:
     """One contact of a document.
 
     value: the one written form. original: as the raw text had it.
-    start, end: characters of `value` in the standardised document.
+    start, end: characters of `value` in the standardised document; of the number as written in a link that dials it.
     entity: the name of the place it belongs to, "" where the document names none.
     ordinal: n of the placeholder [KIND_n]; equal values of a document share it.
     topic: the title of its document, "" where it has none.
@@ -45,28 +52,20 @@ class Contact:
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
-    """line[start:end] holds a value whose written form is `written`."""
-
-    kind: Kind
-    start: int
-    end: int
-    written: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Edit:
     """line[start:end] becomes `prefix` + the value's written form + `suffix`."""
 
     start: int
     end: int
     prefix: str
-    value: _Value
+    value: Value
+    suffix: str = ""
 
 
-def standardise(document: str) -> tuple[str, list[Contact]]:
+def standardise(document: str, country: str = DEFAULT_COUNTRY) -> tuple[str, list[Contact]]:
     """The document with every contact in one form, and the contacts in order.
 
+    country: whose numbers are meant where no sign in the document says otherwise (a region that `phonenumbers` knows).
     A label becomes TEL:, FAX:, KAKAO:, ADDR:, WEB: or EMAIL: only where a value of that kind follows it on its line, or
     on the next line where the label fills its own (the two lines are joined then). Telephone numbers get the written
     form of `numbers`, KakaoTalk channels that of @name; other values keep theirs. Applying it twice changes nothing
@@ -74,26 +73,60 @@ def standardise(document: str) -> tuple[str, list[Contact]]:
     """
     if L.TRIGGER.search(document) is None:
         return document, []
-    lines = _joined_labels(document.split("\n"))
+    lines = _joined_labels(_joined_numbers(document.split("\n"), country), country)
+    plain = [plain_of(line) for line in lines]
+    signs = Signs(lines, plain)
     out: list[str] = []
     found: list[tuple[int, Contact]] = []
     offset = 0
-    for index, line in enumerate(lines):
-        if L.TRIGGER.search(line) is not None:
-            line, contacts = _standardise_line(line)
+    for index, text in enumerate(lines):
+        if L.TRIGGER.search(text) is not None:
+            line = Line(text, plain[index], country, partial(signs.at, index))
+            text, contacts = _standardise_line(line)
             found += [(index, dataclasses.replace(c, start=c.start + offset, end=c.end + offset)) for c in contacts]
-        out.append(line)
-        offset += len(line) + 1
+        out.append(text)
+        offset += len(text) + 1
     return "\n".join(out), _completed(out, found)
 
 
+# Digits in groups, as somebody may write a number again without its label or its area code.
+_AGAIN = re.compile(r"(?<![0-9A-Za-z_/\[])(?:\(\d{2,4}\)|\+?\d)(?:[ .\-]{0,2}\d){6,14}(?![0-9A-Za-z_])")
+
+
 def mask(document: str, contacts: Iterable[Contact]) -> str:
-    """Strategy B: the standardised document with each contact's value replaced by its placeholder, such as [TEL_1]."""
+    """Strategy B: the standardised document with each contact's value replaced by its placeholder, such as [TEL_1].
+
+    A number that is found stands masked wherever the document has its digits, in whatever way they are written.
+    """
+    ordered = sorted(contacts, key=lambda c: c.start)
+    known: dict[str, str] = {}
+    for contact in ordered:
+        for form in _digit_forms(contact):
+            known.setdefault(form, contact.placeholder)
+
+    def again(match: re.Match[str]) -> str:
+        return known.get(digits(match[0]), match[0])
+
     pieces, position = [], 0
-    for contact in sorted(contacts, key=lambda c: c.start):
+    for contact in ordered:
         pieces += [document[position : contact.start], contact.placeholder]
         position = contact.end
-    return "".join([*pieces, document[position:]])
+    first = "".join([*pieces, document[position:]])
+    masked = _AGAIN.sub(again, first) if known else first
+    # A label that announced nothing before announces a placeholder now.
+    return masked if masked == first else standardise(masked)[0]
+
+
+def _digit_forms(contact: Contact) -> Iterator[str]:
+    """The digits of a number as it can be dialled: with its country, with the trunk 0, and within its town."""
+    value = contact.value.split(" 내선")[0]
+    if contact.kind not in ("TEL", "FAX", "KAKAO") or not value.startswith("+"):
+        return
+    groups = value.removeprefix("+").split(" ")
+    national = "".join(groups[1:])
+    yield from (groups[0] + national, "0" + national, national)
+    if len(local := "".join(groups[2:])) >= 7:
+        yield local
 
 
 def _completed(lines: list[str], found: list[tuple[int, Contact]]) -> list[Contact]:
@@ -119,7 +152,12 @@ def _completed(lines: list[str], found: list[tuple[int, Contact]]) -> list[Conta
 _LABEL_LINE = re.compile(rf"[{L.BLANK[1:-1]}\-•*·▶■□◆○●]*[\[(【<]?(?:{L.RUN.pattern}){L.LINK.pattern}")
 
 
-def _joined_labels(lines: list[str]) -> list[str]:
+def _alone(text: str, country: str) -> Line:
+    """A line read without what stands around it."""
+    return Line(text, plain_of(text), country, lambda start, end: "")
+
+
+def _joined_labels(lines: list[str], country: str) -> list[str]:
     """A label alone on its line is joined with the value that the next line starts with."""
     joined: list[str] = []
     for line in lines:
@@ -130,7 +168,7 @@ def _joined_labels(lines: list[str]) -> list[str]:
                 f"{previous.rstrip()} {value}" if previous.rstrip()[-1] in ":：" else f"{previous.rstrip()}: {value}"
             )
             match = L.RUN.search(candidate)
-            if match is not None and (edit := _labelled(candidate, match)) is not None:
+            if match is not None and (edit := _labelled(_alone(candidate, country), match)) is not None:
                 rest = candidate[edit.end :].strip()
                 if edit.value.start >= len(previous.rstrip()) and (not rest or rest[0] in "(/,·"):
                     joined[-1] = candidate
@@ -139,30 +177,67 @@ def _joined_labels(lines: list[str]) -> list[str]:
     return joined
 
 
-def _standardise_line(line: str) -> tuple[str, list[Contact]]:
+# The beginning of a number at a line's end, and the rest of one at the next line's start.
+_CUT_HEAD = re.compile(
+    r"(?<![\w.,:/*-])(?:[(\[]?\+?[ ]?(?:0\d{1,3}|63|82)[)\]]?(?:[ .-]{0,3}\d{1,4})?|[(\[]\+?\d{1,4}[)\]])[ ]?-?$"
+)
+_CUT_TAIL = re.compile(r"-?[ ]?\d{3,4}(?:[ ]?[-.]?[ ]?\d{3,4})*(?!\d)")
+
+
+_CUT_ENDS = frozenset("0123456789-)]")
+
+
+def _joined_numbers(lines: list[str], country: str) -> list[str]:
+    """A number that the end of a line cuts is joined, where both of its parts are nothing without the other."""
+    joined: list[str] = []
+    for line in lines:
+        previous = joined[-1] if joined else ""
+        head = _CUT_HEAD.search(plain_of(previous[-24:])) if plain_of(previous[-1:]) in _CUT_ENDS else None
+        if head is not None and _CUT_TAIL.match(plain_of(line[:24])):
+            at = max(0, len(previous) - 24) + head.start()
+            glue = "" if plain_of(previous[-1]) == "-" else " "
+            candidate = _alone(f"{previous}{glue}{line}", country)
+            number = read_number(candidate, at, labelled=False)
+            starts = read_number(_alone(line, country), 0, labelled=False)
+            if number is not None and number.end > len(previous) and starts is None:
+                joined[-1] = candidate.text
+                continue
+        joined.append(line)
+    return joined
+
+
+def _standardise_line(line: Line) -> tuple[str, list[Contact]]:
     pieces: list[str] = []
     contacts: list[Contact] = []
     position = length = 0
+    text = line.text
     for edit in _edits(line):
-        head = line[position : edit.start] + edit.prefix
+        head = text[position : edit.start] + edit.prefix
         value = edit.value
+        original = text[value.start : value.end]
+        shown = original if value.kept else value.written
         start = length + len(head)
-        pieces += [head, value.written]
-        contacts.append(
-            Contact(value.kind, value.written, line[value.start : value.end], start, start + len(value.written))
-        )
-        length = start + len(value.written)
+        pieces += [head, shown, edit.suffix]
+        contacts.append(Contact(value.kind, value.written, original, start, start + len(shown)))
+        length = start + len(shown) + len(edit.suffix)
         position = edit.end
-    return "".join([*pieces, line[position:]]), contacts
+    return "".join([*pieces, text[position:]]), contacts
 
 
-def _edits(line: str) -> Iterator[_Edit]:
+def _edits(line: Line) -> Iterator[_Edit]:
     """Contacts of a line from left to right: labelled ones, then the bare ones between them."""
     position = 0
     search_from = 0
-    while (match := L.RUN.search(line, search_from)) is not None:
+    links = iter(find_links(line.text))
+    link = next(links, None)
+    while (match := L.RUN.search(line.text, search_from)) is not None:
         if match.start() < position:
             search_from = position
+            continue
+        while link is not None and link.end <= match.start():
+            link = next(links, None)
+        if link is not None and link.start <= match.start():
+            search_from = link.end  # "kakao" in open.kakao.com is no label
             continue
         edit = _labelled(line, match) or _announced(line, match)
         if edit is None:
@@ -175,11 +250,12 @@ def _edits(line: str) -> Iterator[_Edit]:
             yield more
             position = more.end
         search_from = position
-    yield from _bare(line, position, len(line))
+    yield from _bare(line, position, len(line.text))
 
 
-def _labelled(line: str, run: re.Match[str]) -> _Edit | None:
+def _labelled(at: Line, run: re.Match[str]) -> _Edit | None:
     """The edit for a run of labels that a value follows."""
+    line = at.text
     found = [(m.start(), m.lastgroup or "") for m in _labels_in(run)]
     link = L.LINK.match(line, run.end())
     assert link is not None  # every part of LINK may be empty
@@ -194,13 +270,13 @@ def _labelled(line: str, run: re.Match[str]) -> _Edit | None:
     words = [kind for _, kind in found]
     kinds = [kind for kind in words if kind != "GENERIC"] or ["GENERIC"]
     for kind in dict.fromkeys(kinds):
-        value = _read_value(
-            line, link.end(), kind, strong, "채널" in run[0] or "친" in run[0] or "오픈" in run[0], run[0]
-        )
+        value = read_value(at, link.end(), kind, strong, "채널" in run[0] or "친" in run[0] or "오픈" in run[0], run[0])
         if value is not None:
             break
     else:
         return None
+    if value.kind == "KAKAO" and "TEL" in kinds and value.written.startswith("+"):
+        value = dataclasses.replace(value, kind="TEL")  # "카톡/전화": whoever calls finds it too
     if not strong and start > 0 and "가" <= line[start - 1] <= "힣" and kinds[0] in ("ADDR", "GENERIC"):
         return None
     shown = [k for k in dict.fromkeys(kinds) if k != "GENERIC"] or [value.kind]
@@ -212,7 +288,14 @@ def _labelled(line: str, run: re.Match[str]) -> _Edit | None:
     before = line[start - 1] if start > 0 else " "
     glue = " " if before.isalnum() or before in ")]" else ""
     note = f"({link['note']}) " if link["note"] else ""
-    return _Edit(start, _closing(line, value), f"{glue}{note}{'/'.join(shown)}: ", value)
+    end = _closing(line, value)
+    # What the bracket kept from the address must not become a part of it.
+    suffix = (
+        " "
+        if end > value.end and value.kind == "WEB" and line[end : end + 1].isalnum() and "/" in value.written
+        else ""
+    )
+    return _Edit(start, end, f"{glue}{note}{'/'.join(shown)}: ", value, suffix)
 
 
 def _labels_in(run: re.Match[str]) -> list[re.Match[str]]:
@@ -220,7 +303,7 @@ def _labels_in(run: re.Match[str]) -> list[re.Match[str]]:
     return list(takewhile(lambda m: m.end() <= run.end(), L.LABEL.finditer(run.string, run.start())))
 
 
-def _closing(line: str, value: _Value) -> int:
+def _closing(line: str, value: Value) -> int:
     """Where the value ends, with the bracket of "전화(02-...)" that belonged to the label."""
     before = line[value.start - 1] if value.start else ""
     return value.end + (
@@ -235,151 +318,66 @@ def _opened_by_label(line: str, bracket: int) -> bool:
     return any(m.end() == bracket for m in L.LABEL.finditer(line, max(0, bracket - 16), bracket))
 
 
-def _read_value(line: str, position: int, kind: str, strong: bool, channel: bool, label: str) -> _Value | None:
-    placeholder = L.PLACEHOLDER.match(line, position)
-    if placeholder is not None and kind in (placeholder[1], "GENERIC"):
-        return _Value(_kind(placeholder[1]), position, placeholder.end(), placeholder[0])
-    if kind in ("TEL", "FAX", "GENERIC") and (value := _read_tel(line, position, kind, strong)) is not None:
-        return value
-    if kind in ("EMAIL", "GENERIC", "ADDR") and (match := L.EMAIL.match(line, position)) is not None:
-        return _Value("EMAIL", position, match.end(), match[0]) if kind != "ADDR" or "@" in match[0] else None
-    if kind in ("WEB", "GENERIC", "ADDR") and (match := L.URL.match(line, position)) is not None:
-        return _Value("WEB", position, match.end(), match[0])
-    if kind == "KAKAO":
-        return _read_kakao(line, position, strong, channel, label)
-    if kind == "ADDR":
-        return _read_address(line, position, strong)
-    if kind in ("WEB", "EMAIL") and line[position : position + 1] in ("(", "（"):
-        return _read_value(line, position + 1, kind, strong, channel, label)
-    return None
-
-
-def _kind(name: str) -> Kind:
-    return next(kind for kind in L.KINDS if kind == name)
-
-
-def _read_tel(line: str, position: int, kind: str, strong: bool) -> _Value | None:
-    start = position
-    number = _number_at(line, start, strong)
-    if number is None and line[position : position + 1] in ("(", "（"):
-        start += 1
-        number = _number_at(line, start, True)
-        if number is not None and line[number.end : number.end + 1] not in (")", "）"):
-            number = None
-    if number is None:
-        return None
-    return _Value("FAX" if kind == "FAX" else "TEL", start, number.end, number.written)
-
-
-_KOREA_FOLLOWS = re.compile(r"[\d\s().+-]{7,24}[(（](?:서울|한국)")
-
-
-def _number_at(line: str, position: int, strong: bool) -> Number | None:
-    korea = korea_is_meant(line, position) or _KOREA_FOLLOWS.match(line, position) is not None
-    number = read_number(line, position, labelled=True, korea=korea)
-    return number or read_short_code(line, position, known_only=not strong)
-
-
-_PARTICLE = re.compile(r"(?:으로|로|을|를|은|는|이|가|에|와|과|입니다|이에요|예요|번)")
-
-
-def _read_kakao(line: str, position: int, strong: bool, channel: bool, label: str) -> _Value | None:
-    number = read_number(line, position, labelled=True)
-    if number is not None:
-        return _Value("KAKAO", position, number.end, number.written)
-    # A channel is written @name, as KakaoTalk does: the standard label alone would not tell it from a remark.
-    if strong and (match := L.KAKAO_CHANNEL.match(line, position)) is not None and (channel or match[0][0] == "@"):
-        return _Value("KAKAO", position, match.end(), f"@{match[0].removeprefix('@')}")
-    match = L.KAKAO_ID.match(line, position)
-    if match is None or len(match[0]) < 3 or not re.search("[A-Za-z]", match[0]):
-        return None
-    telling = re.search(r"[\d_.@-]", match[0]) is not None and re.match("@?[A-Za-z]{2}", match[0]) is not None
-    named = strong or re.search("[Ii][Dd]$|아이디$", label) is not None
-    after = line[match.end() :]
-    ends = not after or re.match(rf"{L.BLANK}{{2}}|{L.BLANK}*(?:$|[,/|()·;.~\]])", after) is not None
-    if L.URL.match(line, position) or after.startswith("@"):
-        return None
-    if (named and (ends or telling or _PARTICLE.match(after))) or (telling and len(match[0]) >= 4):
-        return _Value("KAKAO", position, match.end(), match[0])
-    return None
-
-
-def _read_address(line: str, position: int, strong: bool) -> _Value | None:
-    end = L.ADDRESS_END.search(line, position)
-    assert end is not None  # it matches at the end of the line
-    text = line[position : end.start()].rstrip(" ,.·/")
-    if len(text) < 6 or not (L.ADDRESS_WORD.search(text) and (re.search(r"\d", text) or "," in text or strong)):
-        return None
-    if re.search(r"[가-힣](?:다|요|까|죠|음|함|것|기)$|[!?]", text) or (
-        not strong and not re.match(r"[\dA-Z#(]|[가-힣]+ ?시", text)
-    ):
-        return None
-    if not strong and not re.search(r"\d", text):
-        return None
-    if not re.search(r"\d|,", text) and len(L.ADDRESS_WORD.findall(text)) < 2:
-        return None
-    return _Value("ADDR", position, position + len(text), text)
-
-
 _ANNOUNCED = re.compile(rf"(?:은|는|이|가|로는|도){L.BLANK}{{1,2}}")
 
 
-def _announced(line: str, run: re.Match[str]) -> _Edit | None:
+def _announced(at: Line, run: re.Match[str]) -> _Edit | None:
     """ "전화번호는 02-...입니다", "카톡 ID는 ...": the sentence stays, the value is taken."""
-    particle = _ANNOUNCED.match(line, run.end())
+    particle = _ANNOUNCED.match(at.text, run.end())
     kinds = {m.lastgroup for m in _labels_in(run)}
     if particle is None:
         return None
     position = particle.end()
     if kinds & {"TEL", "GENERIC", "FAX"}:
-        korea = korea_is_meant(line, position)
-        number = read_number(line, position, labelled=True, korea=korea) or read_short_code(
-            line, position, known_only=True
-        )
+        number = read_number(at, position, labelled=True) or read_short_code(at, position, known_only=True)
         if number is not None:
             kind: Kind = "FAX" if kinds == {"FAX"} else "TEL"
-            return _Edit(position, number.end, "", _Value(kind, position, number.end, number.written))
+            return _Edit(position, number.end, "", Value(kind, position, number.end, number.written))
     if "KAKAO" in kinds and re.search("[Ii][Dd]$|아이디$", run[0]):
-        value = _read_kakao(line, position, True, False, run[0])
+        value = read_kakao(at, position, True, False, run[0])
         if value is not None:
             return _Edit(position, value.end, "", value)
     return None
 
 
-_AND = re.compile(rf"{L.BLANK}*(?:[/,·;|]|또는|혹은|및|or\b){L.BLANK}*")
+_AND = re.compile(rf"{L.BLANK}*(?:[/,·;|&]|또는|혹은|및|(?:or|and)\b|[와과](?= )){L.BLANK}*")
 
 
-def _further_numbers(line: str, edit: _Edit) -> Iterator[_Edit]:
+def _further_numbers(line: Line, edit: _Edit) -> Iterator[_Edit]:
     """ "02-8555-0123 / 0917-555-0188": the numbers after the first that one label announces."""
     if edit.value.kind not in ("TEL", "FAX"):
         return
     position = edit.end
-    while (link := _AND.match(line, position)) is not None:
+    before = edit.value.written
+    while (link := _AND.match(line.text, position)) is not None:
         position = link.end()
-        placeholder = L.PLACEHOLDER.match(line, position)
+        placeholder = L.PLACEHOLDER.match(line.text, position)
         if placeholder is not None and placeholder[1] == edit.value.kind:
-            value = _Value(edit.value.kind, position, placeholder.end(), placeholder[0])
+            value = Value(edit.value.kind, position, placeholder.end(), placeholder[0])
         else:
-            number = read_number(line, position, labelled=True, korea=korea_is_meant(line, position))
+            number = (
+                read_further(line, position, before)
+                or read_number(line, position, labelled=True)
+                or read_short_code(line, position, known_only=True)
+            )
             if number is None:
                 return
-            value = _Value(edit.value.kind, position, number.end, number.written)
+            value = Value(edit.value.kind, position, number.end, number.written)
+            before = number.written
         position = value.end
         yield _Edit(value.start, value.end, "", value)
 
 
-def _bare(line: str, start: int, end: int) -> Iterator[_Edit]:
+def _bare(line: Line, start: int, end: int) -> Iterator[_Edit]:
     """Contacts without a label: the text around them stays as it is."""
-    values = [
-        _Value(kind, m.start(), m.end(), m[0])
-        for kind, pattern in _BARE_PATTERNS
-        for m in pattern.finditer(line, start, end)
-    ]
-    values += [_Value(_kind(m[1]), m.start(), m.end(), m[0]) for m in L.PLACEHOLDER.finditer(line, start, end)]
-    taken = [(v.start, v.end) for v in values]
+    text = line.text
+    values = [Value("EMAIL", m.start(), m.end(), m[0]) for m in L.BARE_EMAIL.finditer(text, start, end)]
+    values += _in_links(line, start, end)
+    values += [Value(kind_of(m[1]), m.start(), m.end(), m[0]) for m in L.PLACEHOLDER.finditer(text, start, end)]
+    taken = [(v.start, v.end) for v in values] + [(link.start, link.end) for link in find_links(text)]
     for number in chain(find_numbers(line, start, end), find_short_codes(line, start, end)):
         if number.end <= end and not any(s < number.end and number.start < e for s, e in taken):
-            values.append(_Value("TEL", number.start, number.end, number.written))
+            values.append(Value("TEL", number.start, number.end, number.written))
     position = start
     for value in sorted(values, key=lambda v: v.start):
         if value.start >= position:
@@ -387,4 +385,19 @@ def _bare(line: str, start: int, end: int) -> Iterator[_Edit]:
             position = value.end
 
 
-_BARE_PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (("EMAIL", L.BARE_EMAIL), ("WEB", L.BARE_URL))
+def _in_links(line: Line, start: int, end: int) -> Iterator[Value]:
+    """Web addresses, and the numbers that links dial, which the text keeps as they stand."""
+    for link in find_links(line.text):
+        if link.start < start or link.end > end:
+            continue
+        if link.number is None:
+            yield Value("WEB", link.start, link.end, line.text[link.start : link.end])
+            continue
+        first, last = link.number
+        shown = line.text[first:last]
+        if shown.startswith("["):
+            yield Value("TEL", first, last, shown)
+            continue
+        number = read_number(_alone(f"+{shown}" if link.plus else shown, line.country), 0, labelled=not link.plus)
+        if number is not None and number.end == len(shown) + link.plus:
+            yield Value("TEL", first, last, number.written, kept=True)

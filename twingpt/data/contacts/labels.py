@@ -10,7 +10,9 @@ BLANK = r"[ \t\u00a0\u2000-\u200a\u202f\u3000]"
 
 # Longer spellings stand before their beginnings. GENERIC announces any kind: the value decides.
 _SPELLINGS: dict[str, str] = {
-    "FAX": r"팩스(?:{b}?번호)?|팩시밀리|(?<![A-Za-z])(?:[Ff]ax|FAX)(?:{b}?[Nn]o\.)?",
+    "FAX": (
+        r"팩스(?:{b}?번호)?|팩시밀리|(?<![A-Za-z])(?:[Ff]ax|FAX)(?:{b}?[Nn]os?\.)?|(?<![A-Za-z0-9])F(?=[.:)]{b}?[\d(+０])"
+    ),
     "KAKAO": (
         r"(?:카카오톡|카카오|카톡|(?<![A-Za-z])(?:[Kk]akao{b}?[Tt]alk|KAKAO{b}?TALK|[Kk]akao|KAKAO))"
         r"(?:{b}?(?:채널|플러스친구|플친|오픈채팅|상담))?(?:{b}?(?:[Ii][Dd](?![A-Za-z])|아이디))?"
@@ -22,11 +24,16 @@ _SPELLINGS: dict[str, str] = {
     "EMAIL": (r"이{b}?-?메일|전자{b}?우편|(?<![가-힣])메일|✉️?|📧|(?<![A-Za-z-])(?:[Ee]-?{b}?[Mm]ail|E-?MAIL|[Mm]ail)"),
     "ADDR": r"주소|소재지|(?<![가-힣])위치|📍|(?<![A-Za-z])(?:[Aa]ddress|ADDRESS|[Aa]ddr|ADDR|[Ll]ocation)",
     "TEL": (
-        r"(?:휴대{b}?)?전화{b}?번호|(?:휴대{b}?)?전화|휴대폰(?:{b}?번호)?|핸드폰(?:{b}?번호)?|대표{b}?번호|직통{b}?번호|핫라인"
-        r"|☎️?|☏|📞|📱|✆|℡|(?<![A-Za-z])(?:[Tt]elephone|TELEPHONE|[Tt]el|TEL|[Hh]otline|HOTLINE|[Mm]obile|MOBILE"
-        r"|[Cc]ell(?:phone)?|[Pp]hone|PHONE|H\.{b}?P|HP|T(?=[.:)]))(?:\.?{b}?(?:[Nn]o\.|[Nn]umber|#))?"
+        r"(?:휴대{b}?|손)?전화{b}?번호|(?:휴대{b}?|손)?전화|휴대폰(?:{b}?번호)?|핸드폰(?:{b}?번호)?|대표{b}?번호|직통(?:{b}?번호)?"
+        r"|핫라인|(?<![가-힣])(?:유선|모바일|일반전화)|☎️?|☏|📞|📱|✆|℡"
+        r"|(?<![A-Za-z])(?:[Tt]elefax|TELEFAX|[Tt]elephone|TELEPHONE|[Tt]el|TEL|[Hh]otline|HOTLINE|[Mm]obile|MOBILE"
+        r"|[Ll]andline|LANDLINE|[Tt]runk{b}?[Ll]ine|TRUNK{b}?LINE|[Dd]irect{b}[Ll]ine"
+        r"|[Cc]ell(?:phone)?|[Pp]hone|PHONE|H\.{b}?P|HP|T(?=[.:)]))(?:\.?{b}?(?:[Nn][Oo]s?(?:\.|(?={b}?:))|[Nn]umbers?|#))?"
     ),
-    "GENERIC": r"연락처|(?<![가-힣])문의처?|(?<![A-Za-z])(?:[Cc]ontact|CONTACT)",
+    "GENERIC": (
+        r"연락처|(?<![가-힣])문의처?"
+        r"|(?<![A-Za-z])(?:[Cc]ontact|CONTACT)(?:{b}?(?:[Nn][Oo]s?(?:\.|(?={b}?:))|[Nn]umbers?|#|[Uu]s(?={b}?:)))?"
+    ),
 }
 _ONE = "|".join(f"(?P<{kind}>{pattern.replace('{b}', BLANK)})" for kind, pattern in _SPELLINGS.items())
 _ANY = re.sub(r"\(\?P<\w+>", "(?:", _ONE)
@@ -43,13 +50,15 @@ LINK = re.compile(
 
 EMAIL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
 _DOMAIN = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+(?:com|net|org|info|edu|gov|biz|shop|app|dev|io|me|kr|ph)"
-_PATH = r"(?::\d+)?(?:[/?#][A-Za-z0-9\-._~:/?#\[@!$&'*+,;=%]*[A-Za-z0-9\-_~/=&%#])?/?"
-URL = re.compile(
-    rf"(?:https?://[A-Za-z0-9.-]*[A-Za-z0-9]|www\.[A-Za-z0-9.-]*[A-Za-z0-9]|{_DOMAIN}(?![A-Za-z0-9@]|-[A-Za-z]|\.[A-Za-z])){_PATH}"
-)
+_IN_PATH = r"A-Za-z0-9\-._~:/?#@!$&*+,;='%\u00c0-\u024f\u3131-\u318e\u4e00-\u9fff가-힣"
+# Brackets belong to a path in pairs; where the address really ends is the question of `addresses.web_end`.
+_BRACKETS = rf"(?<!\.pdf)\([!-'*-~]{{0,80}}\)|(?<=[_/])\([{_IN_PATH}]{{0,80}}\)"
+_PATH = rf"(?::\d{{1,5}}(?!\d))?(?:[/?#](?:[{_IN_PATH}]|{_BRACKETS})*)?"
+_HOST = r"https?://(?:(?:[A-Za-z0-9가-힣-]{1,63}\.){1,8}(?:한국|[A-Za-z]{2,24})(?![A-Za-z0-9.-])|[A-Za-z0-9.-]*[A-Za-z0-9])|www\.[A-Za-z0-9.-]*[A-Za-z0-9]"
+URL = re.compile(rf"(?:{_HOST}|(?:[가-힣A-Za-z0-9-]+\.)+한국|{_DOMAIN}(?![A-Za-z0-9@]|-[A-Za-z]|\.[A-Za-z])){_PATH}")
 # Without a label a domain of two parts is more often a brand (booking.com) than an address.
 BARE_URL = re.compile(
-    rf"(?<![A-Za-z0-9@._/-])(?:https?://[A-Za-z0-9.-]*[A-Za-z0-9]|www\.[A-Za-z0-9.-]*[A-Za-z0-9]"
+    rf"(?<![A-Za-z0-9@._/-])(?:{_HOST}"
     rf"|(?:[a-z0-9-]+\.){{2,}}(?:com|net|org|edu|kr|ph)(?![A-Za-z0-9@.-])|[a-z0-9-]+\.(?:com|net|org|kr|ph)(?=/[A-Za-z0-9])){_PATH}"
 )
 BARE_EMAIL = re.compile(rf"(?<![A-Za-z0-9._%+-]){EMAIL.pattern}")
@@ -81,5 +90,5 @@ ADDRESS_END = re.compile(
 
 # One cheap scan decides whether a text can hold a contact at all.
 TRIGGER = re.compile(
-    r"\d{3}|[@☎☏]|://|[wW]{3}\.|카톡|카카오|[Kk]akao|KAKAO|주소|위치|소재지|[Aa]ddr|ADDR|[Ll]ocation|_\d+\]|[A-Za-z0-9]\.(?:com|net|org|gov|go|co|or|ph|kr)\b"
+    r"[\d０-９]{3}|[@☎☏]|://|[wW]{3}\.|카톡|카카오|[Kk]akao|KAKAO|주소|위치|소재지|[Aa]ddr|ADDR|[Ll]ocation|_\d+\]|[A-Za-z0-9]\.(?:com|net|org|gov|go|co|or|ph|kr)\b|\.한국"
 )

@@ -41,10 +41,10 @@ StageName = Literal["clean", "library", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "library", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-VERSIONS: dict[StageName, int] = {"clean": 3, "library": 2, "tokenizer": 1, "samples": 3, "pack": 1}
+VERSIONS: dict[StageName, int] = {"clean": 4, "library": 2, "tokenizer": 1, "samples": 3, "pack": 1}
 # What decides the bytes of a stage, by name in PrepareSettings.
 _FIELDS: dict[StageName, tuple[str, ...]] = {
-    "clean": ("contacts", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
+    "clean": ("contacts", "country", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
     "samples": (
         *("block_size", "val_fraction", "seed", "samples_per_doc", "max_samples", "closed_share", "summaries"),
         *("allow_long", "template"),

@@ -10,6 +10,8 @@ from twingpt.core.setting import check_bounds, setting
 from twingpt.data.files import REPORT_FILE
 from twingpt.data.tokens.template import MIN_VOCAB_SIZE, Template
 
+DEFAULT_COUNTRY = "PH"
+
 Contacts = Literal["keep", "mask"]
 """Whether a model trains on contacts in one form, or on placeholders such as [TEL_1]."""
 
@@ -37,6 +39,10 @@ class PrepareSettings:
     contacts: Contacts = setting(
         "keep", "keep: train on contacts in one form (TEL: ...). mask: on placeholders such as [TEL_1]."
     )
+    country: str = setting(
+        DEFAULT_COUNTRY,
+        "Country whose telephone numbers the text gives without a prefix: PH, KR, US; its signs overrule it.",
+    )
     val_fraction: float = setting(0.01, "Share of the documents held out for validation, 0 to 0.5.", least=0, most=0.5)
     max_samples: int | None = setting(
         None, "Samples in all: 3000 works, 10000 is stable, 30000 is a habit.", least=1, none="all"
@@ -59,6 +65,13 @@ class PrepareSettings:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.country != DEFAULT_COUNTRY:
+            from twingpt.data.contacts.numbers import COUNTRIES
+
+            if self.country not in COUNTRIES:
+                raise UsageError(
+                    f"--country {self.country} has no telephone numbers: give two capital letters, such as PH or KR"
+                )
         if self.template == "plain" and self.mask_prompt:
             raise UsageError("--mask-prompt needs --template qa: plain documents have no prompt")
 

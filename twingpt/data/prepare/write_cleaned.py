@@ -46,6 +46,7 @@ def write_spool(
     work = _CleanWork(
         clean.CleanSettings(
             contacts=settings.contacts,
+            country=settings.country,
             merge=settings.template == "qa",
             drop_junk=settings.drop_junk,
             boilerplate=settings.boilerplate,
@@ -80,6 +81,7 @@ def write_cleaned(
         "raw_bytes": size,
         **summary,
         "contacts": contacts.number,
+        "country": settings.country,
         "masked": settings.contacts == "mask",
         "changes": changes.to_json(),
     }

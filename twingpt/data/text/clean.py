@@ -67,9 +67,13 @@ _CONTACT_LINE = re.compile(r"(?:TEL|FAX|KAKAO|ADDR|WEB|EMAIL):|(?:\d\D{0,2}){7}"
 
 @dataclass(frozen=True, kw_only=True)
 class CleanSettings:
-    """merge: make documents of the length that questions are asked about, instead of one for each block of lines."""
+    """merge: make documents of the length that questions are asked about, instead of one for each block of lines.
+
+    country: whose telephone numbers are meant where the text does not say.
+    """
 
     contacts: Literal["keep", "mask"] = "keep"
+    country: str = "PH"
     merge: bool = True
     drop_junk: bool = False
     boilerplate: bool = True
@@ -260,14 +264,17 @@ def clean_chunk(text: str, settings: CleanSettings) -> CleanedChunk:
     contacts: list[Contact] = []
     normals: list[str] = []
     for document in split_documents(text, merge=settings.merge):
-        standard, found = standardise(document)
+        standard, found = standardise(document, settings.country)
         if standard != document:
             _note_contacts(document, standard, changes)
         if found:
             changes.count("contacts found", len(found))
         contacts += found
         normals.append(dedup.normalised(standard))
-        documents.append(mask(standard, found) if settings.contacts == "mask" else standard)
+        if settings.contacts == "mask":
+            standard = mask(standard, found)
+            _note_number_like(standard, changes)
+        documents.append(standard)
     lines: list[int] = []
     if settings.boilerplate:
         for document in documents:
@@ -280,6 +287,19 @@ def clean_chunk(text: str, settings: CleanSettings) -> CleanedChunk:
         np.asarray(lines, dtype=np.uint64),
         changes,
     )
+
+
+# Seven digits or more in the groups of a telephone number: an account or a date can look so too.
+_NUMBER_LIKE = re.compile(r"(?<![\w/])\+?(?:\d[ ().·\-–~]{0,2}){7,}")
+
+
+def _note_number_like(text: str, changes: Changes) -> None:
+    """Counts the lines of a masked text in which a reader may still see a telephone number."""
+    kind = "lines that still hold digits like those of a telephone number"
+    for line in text.split("\n"):
+        if _NUMBER_LIKE.search(line):
+            changes.count(kind)
+            changes.example(kind, line[:80], line[:80])
 
 
 def _note_contacts(document: str, standard: str, changes: Changes) -> None:

@@ -76,15 +76,19 @@ def merge_blocks(blocks: Iterable[str], *, min_size: int, max_size: int, count: 
     title. A document over max_size is cut at line ends and, within a line, at sentence ends. Sizes are what `count`
     says of a text.
     """
-    pending = ""
+    pending = title = ""
     for block in blocks:
         for section in _sections(block):
             joined = f"{pending}\n{section}" if pending else section
             if pending and not (_belongs(pending, section, min_size, count) and count(joined) <= max_size):
+                if title and title != pending:
+                    # A lone title at the end belongs to what comes now, and not to the document before.
+                    pending, section = pending.removesuffix(f"\n{title}"), f"{title}\n{section}"
                 yield from cut(pending, max_size, count)
                 pending = section
             else:
                 pending = joined
+            title = section if "\n" not in section and is_title(section) else ""
     if pending:
         yield from cut(pending, max_size, count)
 
