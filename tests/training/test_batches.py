@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ def write(folder: Path, tokens: list[int], *, layout: str = "contiguous", mask: 
         tokens=len(tokens),
         documents=1,
         text_bytes=1,
-        sha256="",
+        sha256=hashlib.sha256((folder / "train.bin").read_bytes()).hexdigest(),
         mask_file=None if mask is None else "train.mask",
     )
     return Manifest(

@@ -1,19 +1,23 @@
 """What a save looks at, what is saved when, and that nothing is lost beside the checkpoints."""
 
+import contextlib
 import json
 import logging
 import math
 import shutil
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tests.training.test_trainer import run_to, session
 from twingpt.core.errors import NotFiniteError, TwinGPTError
+from twingpt.core.schedule import Schedule
 from twingpt.training import trainer as trainer_module
 from twingpt.training.log import ASIDE_FILE, EvalReport, MetricsLog, SaveReport, read_metrics
+from twingpt.training.validation import evaluate
 from twingpt.weights.checkpoint import (
     CheckpointStore,
     Progress,
@@ -87,7 +91,8 @@ def test_while_no_loss_is_finite_older_checkpoints_stay(tmp_path: Path, plain_da
     """Finite weights may be of no use either: until a loss is a number again nothing is deleted."""
     options: dict[str, Any] = {"warmup_steps": 0, "schedule": "constant", "learning_rate": 1e-3}
     run_to(tmp_path, plain_data, "mps", 4, steps=30, save_every=2, keep_last=1, **options)
-    opened = session(tmp_path, plain_data, "mps", resume=True, learning_rate=1e30, grad_clip=0.0)
+    opened = session(tmp_path, plain_data, "mps", resume=True, grad_clip=0.0)
+    opened.trainer._schedule = Schedule(kind="constant", peak=1e30, floor=0.0, warmup_steps=0, steps=30)
     with pytest.raises(TwinGPTError, match=r"10 steps in a row, from step 6 on: go on from"):
         list(opened.trainer.run())
     assert 4 in CheckpointStore(tmp_path).steps()
@@ -159,7 +164,7 @@ def test_the_best_of_all_evaluations_is_run_best(
     tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch, every: tuple[int, int]
 ) -> None:
     """Whatever is saved and evaluated when; with losses that fall and rise again."""
-    real = trainer_module.evaluate
+    real = evaluate
     opened = session(
         tmp_path, plain_data, "mlx", eval_every=every[0], save_every=every[1], keep_last=1, steps=12, log_every=4
     )
@@ -191,10 +196,9 @@ def test_killed_at_any_report_the_run_ends_with_the_same_files(
     for number in range(1, count):
         run = tmp_path / f"cut-{number}"
         opened = session(run, plain_data, "mlx", **options)
-        reports = opened.trainer.run()
-        for _ in range(number):
-            next(reports)
-        reports.close()
+        with contextlib.closing(cast("Generator[Any, None, None]", opened.trainer.run())) as reports:
+            for _ in range(number):
+                next(reports)
         assert opened.lock is not None
         opened.lock.release()
         run_to(run, plain_data, "mlx", resume=True)
