@@ -369,7 +369,7 @@ def test_options_of_train_are_what_the_fields_say() -> None:
         assert option.default is None and not option.required
         named = any(name in {**preset.model, **preset.train} for preset in PRESETS.values())
         told = "no" if field.default is False else str(field.default)
-        assert option.show_default == ("the preset's" if named else told)
+        assert option.show_default == (field.metadata["none"] or ("the preset's" if named else told))
 
 
 def test_only_options_that_are_given_are_settings(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:

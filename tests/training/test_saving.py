@@ -117,6 +117,8 @@ def test_what_is_not_finite_is_used_by_nobody(tmp_path: Path, plain_data: Path) 
     opened = session(tmp_path, plain_data, "mps", resume=True)
     assert opened.trainer.step == 4
     assert any("step-00000008 is of no use" in note for note in opened.notes)
+    assert opened.lock is not None
+    opened.lock.release()
     poison(tmp_path, 4)
     with pytest.raises(TwinGPTError, match=r"cannot be resumed: .*not finite"):
         session(tmp_path, plain_data, "mps", resume=True)
