@@ -98,6 +98,19 @@ def test_while_no_loss_is_finite_older_checkpoints_stay(tmp_path: Path, plain_da
     assert 4 in CheckpointStore(tmp_path).steps()
 
 
+def test_a_row_of_skipped_updates_is_counted_over_a_resume(tmp_path: Path, plain_data: Path) -> None:
+    """Resumed every few steps, a run that has diverged ends all the same, and what was sound stays."""
+    run_to(tmp_path, plain_data, "mps", 4, steps=40, save_every=2, keep_last=1, warmup_steps=0)
+    with pytest.raises(TwinGPTError, match=r"10 steps in a row, from step 6 on"):
+        for stop_at in (8, 11, 14, 17):
+            opened = session(tmp_path, plain_data, "mps", resume=True, grad_clip=0.0)
+            opened.trainer._schedule = Schedule(kind="constant", peak=1e30, floor=0.0, warmup_steps=0, steps=40)
+            list(opened.trainer.run(stop_at))
+            assert opened.lock is not None
+            opened.lock.release()
+    assert 4 in CheckpointStore(tmp_path).steps()
+
+
 def test_a_store_refuses_what_is_not_finite(tmp_path: Path, plain_data: Path) -> None:
     opened = run_to(tmp_path / "run", plain_data, "mps", 1)
     state = opened.backend.export_state()

@@ -17,7 +17,11 @@ class RunLock:
 
     def __init__(self, run_dir: Path, *, shared: bool = False) -> None:
         """shared: others may look as well, but none may hold it."""
-        self._descriptor: int | None = os.open(run_dir, os.O_RDONLY)
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.open(run_dir, os.O_RDONLY)
+        except OSError as error:
+            raise TwinGPTError(f"{run_dir} cannot be opened: {error.strerror}") from None
         try:
             fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -94,16 +94,17 @@ class Trainer:
         self._saved_step = self._progress.step if resume_from else -1
         self._best_loss = math.inf
         self.metrics: MetricsLog | None = None
+        self._skipped_in_a_row = self._progress.skipped
+        self._skipped_since = self.step + 1 - self._skipped_in_a_row
         if self._world.rank == 0:
             owed = self.owes_evaluation
             self.metrics = MetricsLog(run_dir, self._progress.step, evaluated=not owed)
             if resume_from is not None:
                 # What a kill between a save and the clearing up after it left there.
                 self._store.stand_on(self.step)
-                self._store.retain(self._config.keep_last)
+                self._retain()
                 self._best_loss = self._store.best_loss(self.step)
         self._stop_requested = False
-        self._skipped_in_a_row, self._skipped_since = 0, 0
         # Updates since the last line of metrics: nats, tokens, gradient norm, whether it was applied.
         self._unlogged = [[math.nan if x is None else x for x in update] for update in self._progress.unlogged]
         self._clock, self._lr = _Clock(), 0.0
@@ -390,7 +391,8 @@ class Trainer:
         if self._world.rank > 0:
             self._saved_step = self.step
             return SaveReport(self.step, path)
-        self._progress = replace(self._progress, unlogged=[list(map(_storable, each)) for each in self._unlogged])
+        unlogged = [list(map(_storable, each)) for each in self._unlogged]
+        self._progress = replace(self._progress, unlogged=unlogged, skipped=self._skipped_in_a_row)
         try:
             self._store.save(self._spec, self._backend.export_state(), self._progress)
         except NotFiniteError as error:

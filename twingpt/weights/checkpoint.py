@@ -26,6 +26,8 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 STATE_VERSION = 1
+BESIDE = ("unlogged", "skipped")
+"""What of the progress stands beside it in state.json."""
 
 BEST = "best"
 """RUN/best is no folder but a name for one of RUN's checkpoints."""
@@ -42,7 +44,8 @@ class Progress:
     step: updates done; samples: windows consumed; tokens: targets counted; val_loss: nats a token, if this step was
     evaluated; fingerprint: what a resumed run must agree with (data, tokenizer), by name; unlogged: the updates since
     the last line of metrics, each [loss in nats, tokens, gradient norm, whether it was applied], None where a number is
-    not finite: the next line of metrics is about them too.
+    not finite: the next line of metrics is about them too; skipped: how many of the last updates in a row could not be
+    applied.
     """
 
     step: int
@@ -51,10 +54,11 @@ class Progress:
     val_loss: float | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
     unlogged: list[list[Any]] = field(default_factory=list)
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         check_types(self, "progress")
-        if min(self.step, self.samples, self.tokens) < 0:
+        if min(self.step, self.samples, self.tokens, self.skipped) < 0:
             raise UsageError("progress counts from 0")
         if not _is_text_table(self.fingerprint):
             raise UsageError("progress.fingerprint must name texts")
@@ -221,9 +225,8 @@ def _state_content(digests: dict[str, str], progress: Progress) -> bytes:
     """What state.json holds."""
     told = asdict(progress)
     # Beside the progress, and only where there are any: version 0.1 reads what it does not know there.
-    unlogged = told.pop("unlogged")
-    content = {"format_version": STATE_VERSION, "files": digests, "progress": told}
-    content |= {"unlogged": unlogged} if unlogged else {}
+    beside = {name: value for name in BESIDE if (value := told.pop(name))}
+    content = {"format_version": STATE_VERSION, "files": digests, "progress": told, **beside}
     return (json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n").encode()
 
 
@@ -262,7 +265,9 @@ def read_progress(folder: Path) -> tuple[Progress, dict[str, str]]:
             raise TwinGPTError(f"{path} has format version {content['format_version']}, not {STATE_VERSION}")
         if not _is_text_table(content["files"]):
             raise TypeError("files must name digests")
-        return Progress(**content["progress"], unlogged=content.get("unlogged", [])), content["files"]
+        return Progress(**content["progress"], **{name: content[name] for name in BESIDE if name in content}), content[
+            "files"
+        ]
     except FileNotFoundError:
         raise TwinGPTError(f"{folder} is no checkpoint: it has no {STATE_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
