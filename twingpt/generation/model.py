@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from twingpt.data.library.contact_store import ContactStore
 
 
+MOST_NEW_TOKENS = 10_000_000
+"""A book of ten thousand pages, and as many numbers as are set aside for one without being felt."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained model in an engine, with its tokenizer.
@@ -81,8 +85,8 @@ class Model:
         """
         if (text is None) == (question is None):
             raise UsageError("give a text to write on from, or a question")
-        if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
+        if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+            raise UsageError(f"max_new_tokens = {max_new_tokens}: it must be 1 to {MOST_NEW_TOKENS:,}")
         if text is not None:
             prompt = text_prompt(self.tokenizer, text)
         else:

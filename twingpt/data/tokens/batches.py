@@ -90,6 +90,10 @@ class Batches:
         else:
             # The last window is shorter and padded: no token is left out.
             self.windows = -(-(len(self._tokens) - 1) // block_size)
+        if split == "val" and self.windows < 1:
+            raise TwinGPTError(
+                f"{data_dir} holds no text to validate with: run `twingpt prepare` with a larger --val-fraction"
+            )
         if self.windows < 1 or (split == "train" and len(self._tokens) <= block_size):
             raise TwinGPTError(
                 f"{data_dir / self._split.file} holds {len(self._tokens):,} tokens, fewer than one window of "
