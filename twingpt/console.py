@@ -1,6 +1,7 @@
 """What every command shares: how an error, a table and an answer for a program reach the terminal."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,16 @@ def fail(error: TwinGPTError) -> NoReturn:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))  # noqa: T201
+    """NaN and infinities, which JSON lacks, are null."""
+    print(json.dumps(_without_nan(value), ensure_ascii=False, indent=2, default=_plain, allow_nan=False))  # noqa: T201
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

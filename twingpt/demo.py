@@ -42,6 +42,8 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
 
     Raises UsageError if `out` holds a run already, TwinGPTError if no engine is installed.
     """
+    if not 0 < minutes <= 100_000:
+        raise UsageError(f"--minutes {minutes} cannot be meant: give a number above 0, up to 100,000")
     console = Console()
     run = out / "run"
     if run.exists():

@@ -90,7 +90,7 @@ def test_an_option_says_what_its_setting_says(tmp_path: Path) -> None:
     raw = tmp_path / "raw.txt"
     for option, value, give in (
         ("--vocab-size", "5", "268 to 4,294,967,296"),
-        ("--max-samples", "0", "1 or more"),
+        ("--max-samples", "0", "1 to 1,000,000,000,000"),
         ("--closed-share", "1.5", "0 to 1"),
     ):
         with pytest.raises(UsageError, match=f"{option} {value} cannot be meant: give {give}"):

@@ -62,3 +62,9 @@ def test_what_cannot_be_asked(run: Path) -> None:
         model.score("여권을 잃어버렸다 " * 60)
     with pytest.raises(TwinGPTError, match="does not exist"):
         twingpt.load(run / "nowhere")
+
+
+@pytest.mark.parametrize("wrong", [0, -5, 10**20])
+def test_so_many_tokens_cannot_be_meant(run: Path, wrong: int) -> None:
+    with pytest.raises(UsageError, match="max_new_tokens"):
+        twingpt.load(run, "mlx", "cpu").request("여권", max_new_tokens=wrong)

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ def write(folder: Path, tokens: list[int], *, layout: str = "contiguous", mask: 
         tokens=len(tokens),
         documents=1,
         text_bytes=1,
-        sha256="",
+        sha256=hashlib.sha256((folder / "train.bin").read_bytes()).hexdigest(),
         mask_file=None if mask is None else "train.mask",
     )
     return Manifest(
@@ -109,3 +110,11 @@ def test_a_manifest_survives_and_a_damaged_one_does_not(tmp_path: Path) -> None:
             Manifest.load(tmp_path)
     dataclasses.replace(manifest, vocab_size=5).save(tmp_path)
     assert Manifest.load(tmp_path).vocab_size == 5
+
+
+def test_data_without_a_validation_part_says_what_to_do(tmp_path: Path) -> None:
+    manifest = write(tmp_path, list(range(1, 60)))
+    (tmp_path / "val.bin").touch()
+    empty = dataclasses.replace(manifest.val, file="val.bin", tokens=0, sha256=hashlib.sha256().hexdigest())
+    with pytest.raises(TwinGPTError, match="larger --val-fraction"):
+        Batches(tmp_path, dataclasses.replace(manifest, val=empty), "val", 4)

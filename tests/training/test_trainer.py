@@ -10,6 +10,7 @@ import pytest
 
 from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.schedule import Schedule
 from twingpt.training.config import RunConfig, TrainConfig, make_config
 from twingpt.training.log import MetricsLog, read_metrics
 from twingpt.training.session import Session, TrainRequest, open_session
@@ -133,7 +134,8 @@ def test_a_stop_asked_for_saves_the_step_it_came_in(tmp_path: Path, plain_data: 
 
 
 def test_a_loss_that_stays_non_finite_ends_the_run_with_a_clear_line(tmp_path: Path, plain_data: Path) -> None:
-    opened = session(tmp_path, plain_data, "mps", steps=30, learning_rate=1e30, grad_clip=0.0)
+    opened = session(tmp_path, plain_data, "mps", steps=30, grad_clip=0.0)
+    opened.trainer._schedule = Schedule(kind="constant", peak=1e30, floor=0.0, warmup_steps=0, steps=30)
     with pytest.raises(TwinGPTError, match=r"10 steps in a row.*--learning-rate"):
         for _ in opened.trainer.run():
             pass

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from twingpt.core.params import OptimizerName
-from twingpt.core.setting import check_bounds, setting
+from twingpt.core.setting import LARGEST_SEED, check_bounds, setting
 from twingpt.core.spec import check_types
 
 DeviceChoice = Literal["auto", "gpu", "cpu"]
@@ -25,16 +25,16 @@ class EngineSettings:
 
     precision: Precision = setting("float32", "Matrix products: float32 or bfloat16.")
     optimizer: OptimizerName = setting("adamw", "adamw, or muon for the blocks' matrices.")
-    muon_lr_scale: float = setting(1.0, "Muon's learning rate as a multiple of AdamW's.", above=0)
+    muon_lr_scale: float = setting(1.0, "Muon's learning rate as a multiple of AdamW's.", above=0, most=1e6)
     muon_momentum: float = setting(0.95, "Of Muon's gradient average.", least=0, below=1)
     beta1: float = setting(0.9, "Of AdamW's average of the gradient.", least=0, below=1)
     beta2: float = setting(0.999, "Of AdamW's average of its square.", least=0, below=1)
-    eps: float = setting(1e-8, "What AdamW adds to the root that it divides by.")
-    weight_decay: float = setting(0.01, "On matrices only.")
-    grad_clip: float = setting(1.0, "Largest gradient norm. 0: off.")
-    loss_chunk: int = setting(256, "Tokens whose logits exist at one time.", least=1)
+    eps: float = setting(1e-8, "What AdamW adds to the root that it divides by.", above=0, most=1)
+    weight_decay: float = setting(0.01, "On matrices only.", least=0, most=1e3)
+    grad_clip: float = setting(1.0, "Largest gradient norm. 0: off.", least=0, most=1e9)
+    loss_chunk: int = setting(256, "Tokens whose logits exist at one time.", least=1, most=2**31 - 1)
     activation_checkpointing: bool = setting(False, "Less memory for about a third more time.")
-    seed: int = setting(0, "Weights, data order, dropout.", least=0)
+    seed: int = setting(0, "Weights, data order, dropout.", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         check_types(self, "train")

@@ -13,6 +13,17 @@ class UsageError(TwinGPTError):
     exit_code = 2
 
 
+class NotFiniteError(TwinGPTError):
+    """A state that holds numbers that are no numbers: it serves nobody, and is neither saved nor used.
+
+    key: of the first tensor that holds one.
+    """
+
+    def __init__(self, where: str, key: str) -> None:
+        super().__init__(f"{where} is of no use: {key} holds numbers that are not finite, as its training diverged")
+        self.key = key
+
+
 class OutOfMemoryError(TwinGPTError):
     """The device, or the machine, had no memory left for an engine.
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.errors import TwinGPTError
+from twingpt.core.setting import check_bounds, setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,24 +18,15 @@ class Sampling:
     every token already seen and multiplies a negative one.
     """
 
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    temperature: float = setting(0.8, "0: always the likeliest token.", least=0, most=100)
+    top_k: int = setting(50, "Choose among the K likeliest tokens. 0: off.", least=0, most=2**31 - 1)
+    top_p: float = setting(1.0, "Choose among tokens of this probability together. 1: off.", above=0, most=1)
+    min_p: float = setting(0.0, "Drop tokens below this share of the likeliest. 0: off.", least=0, most=1)
+    repetition_penalty: float = setting(1.0, "Above 1 discourages repeating. 1: off.", above=0, most=1000)
+    seed: int = setting(0, "The same seed gives the same text.", least=0, most=2**64 - 1)
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
-            raise UsageError(f"--temperature {self.temperature}: it must be 0 (greedy) or above")
-        if self.top_k < 0:
-            raise UsageError(f"--top-k {self.top_k}: it must be 0 (off) or above")
-        if not 0.0 < self.top_p <= 1.0:
-            raise UsageError(f"--top-p {self.top_p}: it must be above 0 and at most 1 (off)")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise UsageError(f"--min-p {self.min_p}: it must lie between 0 (off) and 1")
-        if not self.repetition_penalty > 0.0:
-            raise UsageError(f"--repetition-penalty {self.repetition_penalty}: it must be above 0 (1 is off)")
+        check_bounds(self)
 
 
 def sample(

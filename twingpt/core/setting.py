@@ -1,9 +1,13 @@
 """One setting, told once: its default, what it may be, and what it means. The command line makes an option of it."""
 
+import math
 from dataclasses import Field, field, fields
 from typing import Any
 
 from twingpt.core.errors import UsageError
+
+LARGEST_SEED = 2**63 - 1
+"""What TOML, SQLite and both frameworks can hold."""
 
 
 def setting(
@@ -25,7 +29,10 @@ def setting(
 
 
 def check_bounds(settings: Any, section: str | None = None) -> None:
-    """Raises UsageError for a setting out of its bounds, by the name of its option, or of its place in a section."""
+    """Raises UsageError for a setting out of its bounds, by the name of its option, or of its place in a section.
+
+    A number that is not finite is out of any bounds, named or not.
+    """
     for each in fields(settings):
         value = getattr(settings, each.name)
         least, most, above, below = (each.metadata.get(name) for name in ("least", "most", "above", "below"))
@@ -35,16 +42,16 @@ def check_bounds(settings: Any, section: str | None = None) -> None:
             and (most is None or value <= most)
             and (above is None or value > above)
             and (below is None or value < below)
+            and not (isinstance(value, float) and not math.isfinite(value))
         ):
             continue
+        words = {"at least": least, "above": above, "at most": most, "below": below}
+        bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
         if section is not None:
-            words = {"at least": least, "above": above, "at most": most, "below": below}
-            bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
-            raise UsageError(f"{section}.{each.name} = {value}: it must be {bounds}")
-        bounds = (
-            f"{least:,} or more" if most is None else f"at most {most:,}" if least is None else f"{least:,} to {most:,}"
-        )
-        raise UsageError(f"{option_name(each)} {value} cannot be meant: give {bounds}")
+            raise UsageError(f"{section}.{each.name} = {value}: it must be {bounds or 'a finite number'}")
+        if least is not None and above is None and below is None:
+            bounds = f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
+        raise UsageError(f"{option_name(each)} {value} cannot be meant: give {bounds or 'a finite number'}")
 
 
 def option_name(setting: "Field[Any]") -> str:

@@ -16,6 +16,9 @@ ResidualInit = Literal["normal", "scaled", "zero"]
 
 T = TypeVar("T")
 
+LARGEST_HEAD = 4096
+"""Of published models the widest has 256."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTSpec:
@@ -43,38 +46,30 @@ class GPTSpec:
         start so too ("normal"), divided by sqrt(2 * n_layer) ("scaled", GPT-2), or at zero ("zero").
     """
 
-    vocab_size: int
-    block_size: int = setting(256, "Context in tokens; plain text only.", least=1, none="DATA's")
-    n_layer: int = 6
-    n_head: int = 6
-    n_embd: int = 384
-    n_kv_head: int = 0
-    head_size: int = 0
-    mlp_ratio: int = 4
-    n_hidden: int = 0
+    vocab_size: int = setting(dataclasses.MISSING, "Rows of the token embedding.", least=1, most=2**31 - 1)
+    block_size: int = setting(256, "Context in tokens; plain text only.", least=1, most=2**24, none="DATA's")
+    n_layer: int = setting(6, "Blocks.", least=1, most=10_000)
+    n_head: int = setting(6, "Heads of attention.", least=1, most=2**16)
+    n_embd: int = setting(384, "Width.", least=1, most=2**20)
+    n_kv_head: int = setting(0, "Heads of keys and values. 0: n_head.", least=0, most=2**16)
+    head_size: int = setting(0, "Width of a head. 0: n_embd / n_head.", least=0, most=LARGEST_HEAD)
+    mlp_ratio: int = setting(4, "Width of the MLP, as a multiple.", least=1, most=1024)
+    n_hidden: int = setting(0, "Width of the MLP. 0: as mlp_ratio says.", least=0, most=2**24)
     activation: Activation = "gelu"
     norm: Norm = "layernorm"
-    norm_eps: float = 1e-5
+    norm_eps: float = setting(1e-5, "Added to the variance.", above=0, most=1)
     position: Position = "learned"
-    rope_theta: float = 10_000.0
+    rope_theta: float = setting(10_000.0, "Base of the rotation.", above=0, most=1e15)
     qk_norm: bool = False
     bias: bool = True
     tie_embeddings: bool = False
     dropout: float = setting(0.1, "Probability, in training.", least=0, below=1)
-    init_std: float = 0.02
+    init_std: float = setting(0.02, "Of the first weights.", above=0, most=100)
     residual_init: ResidualInit = "normal"
 
     def __post_init__(self) -> None:
         check_types(self, "model")
         check_bounds(self, "model")
-        for name in ("vocab_size", "n_layer", "n_head", "n_embd", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"model.{name} = {getattr(self, name)}: it must be at least 1")
-        for name in ("n_kv_head", "head_size", "n_hidden"):
-            if getattr(self, name) < 0:
-                raise UsageError(
-                    f"model.{name} = {getattr(self, name)}: it must be at least 1, or 0 for the usual size"
-                )
         if not self.head_size and self.n_embd % self.n_head:
             raise UsageError(
                 f"model.n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: change one of them"
@@ -85,9 +80,8 @@ class GPTSpec:
             )
         if self.position == "rope" and self.head_dim % 2:
             raise UsageError(f"a head of {self.head_dim} cannot be turned in pairs: rope needs an even model.head_size")
-        for name in ("norm_eps", "init_std", "rope_theta"):
-            if not getattr(self, name) > 0.0:
-                raise UsageError(f"model.{name} = {getattr(self, name)}: it must be above 0")
+        if self.head_dim > LARGEST_HEAD:
+            raise UsageError(f"a head of {self.head_dim:,} is too wide: raise model.n_head, or lower model.n_embd")
 
     @property
     def head_dim(self) -> int:

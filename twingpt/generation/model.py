@@ -15,12 +15,14 @@ from twingpt.core.engines import how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
+from twingpt.data.files import TOKENIZER_FILE
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Constraint, Request
 from twingpt.generation.prompts import placeholder_values, question_prompt, text_prompt, trained_on_placeholders
 from twingpt.generation.writing import (
     Written,
     answer_form,
+    check_tokenizer,
     load_tokenizer,
     open_contacts,
     stop_tokens,
@@ -31,6 +33,10 @@ from twingpt.weights.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
     from twingpt.data.library.contact_store import ContactStore
+
+
+MOST_NEW_TOKENS = 10_000_000
+"""A book of ten thousand pages, and as many numbers as are set aside for one without being felt."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Model:
         """
         if (text is None) == (question is None):
             raise UsageError("give a text to write on from, or a question")
+        if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+            raise UsageError(f"max_new_tokens = {max_new_tokens}: it must be 1 to {MOST_NEW_TOKENS:,}")
         if text is not None:
             prompt = text_prompt(self.tokenizer, text)
         else:
@@ -194,7 +202,12 @@ def default_backend() -> str:
 
 
 def open_model(checkpoint: Checkpoint, tokenizer: Tokenizer, engine: Backend) -> Model:
-    """The model of a checkpoint in an engine that was made for its spec."""
+    """The model of a checkpoint in an engine that was made for its spec.
+
+    Raises TwinGPTError if the tokenizer, which lay beside it, is another one than it was trained with.
+    """
+    run_dir = checkpoint.path.parent.parent
+    check_tokenizer(run_dir / TOKENIZER_FILE, tokenizer.sha256, checkpoint.progress.fingerprint)
     engine.load_state(checkpoint.state)
-    masked = trained_on_placeholders(checkpoint.path.parent.parent)
+    masked = trained_on_placeholders(run_dir)
     return Model(engine, tokenizer, checkpoint.path, checkpoint.progress.step, masked)

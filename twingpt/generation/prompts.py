@@ -54,7 +54,7 @@ def trained_on_arrays(run_dir: Path) -> bool:
 def _said_of(run_dir: Path, name: str) -> Any:
     """A setting at the top of a run's config.toml; None where there is none that can be read."""
     try:
-        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8")).get(name)
+        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8-sig")).get(name)
     except (OSError, ValueError):
         return None
 

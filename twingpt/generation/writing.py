@@ -115,6 +115,19 @@ def load_tokenizer(run_dir: Path) -> Tokenizer:
     return Tokenizer.load(path, fast=False)
 
 
+def check_tokenizer(path: Path, sha256: str, fingerprint: dict[str, str]) -> None:
+    """Raises TwinGPTError if a tokenizer is not the one that a checkpoint, with this fingerprint, was trained with.
+
+    path: where it lies. A checkpoint that was trained on arrays of tokens does not say which it was.
+    """
+    recorded = fingerprint.get("tokenizer", sha256)
+    if recorded != sha256:
+        raise TwinGPTError(
+            f"{path} is not the tokenizer that the model was trained with ({recorded[:12]}… there, {sha256[:12]}… "
+            f"here): put the {TOKENIZER_FILE} of its own DATA in its place"
+        )
+
+
 def with_contacts(text: str, request: Request, store: ContactStore | None, *, fill_in: bool) -> str:
     """An answer whose telephone numbers can be trusted, or are marked.
 

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.errors import NotFiniteError, TwinGPTError, UsageError
 from twingpt.core.init import Weights
 from twingpt.core.spec import GPTSpec
-from twingpt.core.state import MODEL, check_state
+from twingpt.core.state import MODEL, check_state, first_not_finite
 from twingpt.data.files import TOKENIZER_FILE
 from twingpt.data.prepare.settings import Contacts
 from twingpt.generation.prompts import trained_on_placeholders
+from twingpt.generation.writing import check_tokenizer
 from twingpt.interchange.foreign_tokenizer import ExportTokenizer, copy_foreign, modelfile
 from twingpt.training.config import RunConfig, TrainConfig
 from twingpt.weights import gguf, huggingface
@@ -42,7 +43,8 @@ class WholeModel:
     """A model without its optimizer.
 
     types: in which the checkpoint that it was imported from keeps its tensors. tokenizer: the tokenizer.json that lay
-    beside it, if any. masked: it was trained on placeholders for contacts.
+    beside it, if any. masked: it was trained on placeholders for contacts. fingerprint: what the checkpoint says of the
+    data and the tokenizer that it was trained with.
     """
 
     source: Source
@@ -52,6 +54,7 @@ class WholeModel:
     tokenizer: Path | None
     types: Types = field(default_factory=Types)
     masked: bool = False
+    fingerprint: dict[str, str] = field(default_factory=dict)
 
 
 def convert_model(
@@ -83,6 +86,9 @@ def convert_model(
         model = dataclasses.replace(model, tokenizer=tokenizer)
     if model.tokenizer is not None and not model.tokenizer.is_file():
         raise TwinGPTError(f"{model.tokenizer} does not exist")
+    if model.tokenizer is not None:
+        sha256 = hashlib.sha256(model.tokenizer.read_bytes()).hexdigest()
+        check_tokenizer(model.tokenizer, sha256, model.fingerprint)
     notes = []
     if approximate is not None and approximable(wanted, model.spec):
         model, note = _approximated(model)
@@ -101,7 +107,16 @@ def convert_model(
 
 
 def read_model(source: Path) -> WholeModel:
-    """Raises TwinGPTError, or UsageError if `source` is nothing that twingpt knows."""
+    """Raises TwinGPTError, or UsageError if `source` is nothing that twingpt knows; NotFiniteError for weights that no
+    format should be made of.
+    """
+    model = _read(source)
+    if (key := first_not_finite(model.weights)) is not None:
+        raise NotFiniteError(str(source), key)
+    return model
+
+
+def _read(source: Path) -> WholeModel:
     kind = detect_format(source)
     if kind == "torch":
         found, spec, weights, step = import_torch(source, load_pickle)
@@ -120,7 +135,10 @@ def read_model(source: Path) -> WholeModel:
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
     run = checkpoint.path.parent.parent
     types, masked = _types(run, checkpoint.path), trained_on_placeholders(run)
-    return WholeModel("native", checkpoint.spec, weights, checkpoint.progress.step, _beside(run), types, masked)
+    progress = checkpoint.progress
+    return WholeModel(
+        "native", checkpoint.spec, weights, progress.step, _beside(run), types, masked, progress.fingerprint
+    )
 
 
 def _target(name: str) -> Target:

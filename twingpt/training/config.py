@@ -91,11 +91,11 @@ def named_settings(preset: str | None, config_file: Path | None) -> tuple[dict[s
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises TwinGPTError if the file is missing or is not TOML."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        # Some editors put a mark before the text, which is none of it.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise TwinGPTError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TwinGPTError(f"{path} cannot be read as TOML: {error}") from None
 
 
@@ -105,3 +105,5 @@ def check_sections(content: dict[str, Any], path: Path) -> None:
             raise UsageError(f"unknown setting {key} in {path}: it may hold [model], [train], data and contacts")
         if key in ("model", "train") and not isinstance(value, dict):
             raise UsageError(f"{key} in {path} must be a table: [{key}]")
+        if key in ("data", "contacts") and not isinstance(value, str):
+            raise UsageError(f"{key} = {value!r} in {path} must be a text")

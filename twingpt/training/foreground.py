@@ -48,7 +48,10 @@ def run_shown(
     last = min(stop_at or config.train.steps, config.train.steps)
     for note in session.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if trainer.step >= last:
+    if trainer.is_done(stop_at):
+        if first:
+            # Of a process that was killed after its last step.
+            RunningMark.remove(run_dir)
         more = "--steps" if last == config.train.steps else "--stop-at"
         console.print(
             f"nothing is left to do: {run_dir} is at step {trainer.step} of {last}; to train on, add a larger {more}",

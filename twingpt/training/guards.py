@@ -48,7 +48,9 @@ def check_disk(store: CheckpointStore, spec: GPTSpec, config: TrainConfig) -> No
     That is keep_last, the best one, and the one being written, less those already there; with keep_last = 0, all.
     """
     saves = config.steps // config.save_every + 1 if config.save_every else 1
-    kept = min(saves, config.keep_last + 1) if config.keep_last else saves
+    # Each evaluation may be the best so far, and be saved.
+    evaluations = config.steps // config.eval_every if config.eval_every else 0
+    kept = min(saves + evaluations, config.keep_last + 1) if config.keep_last else saves
     needed = max(1, kept + 1 - len(store.steps())) * state_bytes(spec, config.optimizer)
     free = free_bytes(store.folder)
     if free < needed:

@@ -15,10 +15,15 @@ class RunLock:
     another process holds it.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self._descriptor: int | None = os.open(run_dir, os.O_RDONLY)
+    def __init__(self, run_dir: Path, *, shared: bool = False) -> None:
+        """shared: others may look as well, but none may hold it."""
+        self._descriptor: int | None = None
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._descriptor = os.open(run_dir, os.O_RDONLY)
+        except OSError as error:
+            raise TwinGPTError(f"{run_dir} cannot be opened: {error.strerror}") from None
+        try:
+            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
             raise TwinGPTError(
@@ -26,6 +31,12 @@ class RunLock:
             ) from None
         except OSError:
             pass  # some network file systems have no locks
+
+    @classmethod
+    def check_free(cls, run_dir: Path) -> None:
+        """Raises TwinGPTError if another process trains the run; takes nothing from one that starts meanwhile."""
+        if run_dir.is_dir():
+            cls(run_dir, shared=True).release()
 
     def release(self) -> None:
         if self._descriptor is not None:

@@ -1,6 +1,7 @@
 """What a run reports: the reports themselves, metrics.jsonl, and the progress bar."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from twingpt.training.validation import Evaluation
 from twingpt.weights.format import write_whole
 
 METRICS_FILE = "metrics.jsonl"
+ASIDE_FILE = "metrics.damaged.jsonl"
+"""Where lines go that are no metrics: whatever put them there, they may be all that is left of something."""
+PARTIAL = "partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class StepReport:
 
     loss: nats a counted token over all of them; grad_norm: of the last one, before clipping;
     tokens_per_second: tokens that went through the model, padding included, evaluations and saves left out.
-    memory: peak bytes on the device, or of the process on the CPU.
+    memory: peak bytes on the device, or of the process on the CPU. partial: the run stops before its next line, in
+    which these updates will be told again, with those that follow.
     """
 
     step: int
@@ -35,18 +40,20 @@ class StepReport:
     samples: int
     tokens: int
     memory: int
+    partial: bool = False
 
     def metrics(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in self.__slots__ if name != PARTIAL or self.partial}
 
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """A validation at `step`; sample: text that the model wrote there, prompt included."""
+    """A validation at `step`; sample: text that the model wrote there, prompt included; problem: why there is none."""
 
     step: int
     evaluation: Evaluation
     sample: str | None
+    problem: str | None = None
 
     def metrics(self) -> dict[str, Any]:
         return {
@@ -55,6 +62,7 @@ class EvalReport:
             "perplexity": self.evaluation.perplexity,
             "bits_per_byte": self.evaluation.bits_per_byte,
             "sample": self.sample,
+            **({} if self.problem is None else {"sample_problem": self.problem}),
         }
 
 
@@ -105,19 +113,46 @@ Report = StepReport | EvalReport | SaveReport | SpikeReport | MicroBatchReport |
 class MetricsLog:
     """RUN/metrics.jsonl: one JSON object a line, cut back to the checkpoint that a run resumes from."""
 
-    def __init__(self, run_dir: Path, step: int) -> None:
-        """Keep the lines up to `step`, drop what an interrupted run wrote beyond its last checkpoint."""
+    def __init__(self, run_dir: Path, step: int, *, evaluated: bool = True) -> None:
+        """Keep the lines up to `step`, drop what an interrupted run wrote beyond its last checkpoint.
+
+        evaluated: False if the evaluation of `step` is to be made again. Lines that are no metrics are put aside.
+        """
         self.path = run_dir / METRICS_FILE
         self._watchers: list[Callable[[dict[str, Any]], None]] = []
-        kept = [line for line in metric_lines(self.path) if line["step"] <= step] if step else []
+        kept: list[dict[str, Any]] = []
+        damaged: list[bytes] = []
+        for line in _raw_lines(self.path) if step else ():
+            values = _parsed(line)
+            if values is None:
+                # Without its end it is the line that a crash cut off.
+                if line.strip() and line.endswith(b"\n"):
+                    damaged.append(line)
+            elif values["step"] < step or (values["step"] == step and (evaluated or "val_loss" not in values)):
+                kept.append(values)
+        # What it tells will be told again: it goes when the run goes on.
+        self._partial = any(PARTIAL in values for values in kept)
         with self._writing():
-            write_whole(self.path, "".join(_json_line(line) for line in kept).encode())
+            if damaged:
+                with (run_dir / ASIDE_FILE).open("ab") as file:
+                    file.writelines(damaged)
+                logging.getLogger(__name__).warning(
+                    "%s: %d lines are no metrics, and are in %s now", self.path, len(damaged), ASIDE_FILE
+                )
+            self._rewrite(kept)
 
     def write(self, values: dict[str, Any]) -> None:
-        with self._writing(), self.path.open("a", encoding="utf-8") as file:
-            file.write(_json_line(values))
+        with self._writing():
+            if self._partial:
+                self._rewrite([line for line in metric_lines(self.path) if PARTIAL not in line])
+            self._partial = PARTIAL in values
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_json_line(values))
         for watcher in self._watchers:
             watcher(values)
+
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+        write_whole(self.path, "".join(map(_json_line, lines)).encode())
 
     def watch(self, watcher: Callable[[dict[str, Any]], None]) -> None:
         """Hand every line that is written from now on to `watcher` as well."""
@@ -134,18 +169,27 @@ class MetricsLog:
 
 
 def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl, none if there is no such file; also of one that is still written."""
-    if not path.exists():
-        return
+    """The whole lines of a metrics.jsonl, none if there is no such file; also of one that is still written.
+
+    A line that is no metrics is passed over: those after it are as good as those before it.
+    """
+    return (values for line in _raw_lines(path) if (values := _parsed(line)) is not None)
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
     # Bytes: what a crash cut off may end within a character, and a sample may hold U+2028, at which splitlines cuts.
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                values = json.loads(line)
-                values["step"] = int(values["step"])
-            except (ValueError, TypeError, KeyError):
-                return  # the line that a crash cut off; nothing whole comes after it
-            yield values
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from file
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads(line)
+        values["step"] = int(values["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    return values
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -210,6 +254,9 @@ class TrainDisplay:
             f"{result.bits_per_byte:.4f} bits/byte",
             highlight=False,
         )
+        if report.problem is not None:
+            line = f"step {report.step}  no sample: {report.problem}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         if report.sample and report.sample.strip():
             self._console.print(report.sample.strip(), style="dim", markup=False, highlight=False)
 

@@ -63,6 +63,7 @@ def check_agreement(
         "version of twingpt": __version__,
         "step": str(start.progress.step if start else 0),
         "checkpoint": "none" if start is None else " ".join(sorted(read_progress(start.path)[1].values())),
+        "evaluation of that step": str(start is not None and start.progress.val_loss is not None),
         "position in the data": str(start.progress.samples if start else 0),
         **fingerprint,
         **options,

@@ -10,6 +10,11 @@ from twingpt.core.params import OptimizerName
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.setting import setting
 
+LARGEST_COUNT = 10**12
+"""Of steps: more than anybody trains, and few enough that every figure made from them is one."""
+LARGEST_BATCH = 2**20
+"""Sequences: of a batch of which the windows alone would fill a machine."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig(EngineSettings):
@@ -18,25 +23,33 @@ class TrainConfig(EngineSettings):
     schedule, decay_fraction: see core.schedule. The engine's own settings: see core.engine_settings.EngineSettings.
     """
 
-    steps: int = setting(20_000, "Updates in all; defines the schedule.", least=1)
-    batch_size: int = setting(16, "Sequences an update.", least=1)
-    micro_batch: int = setting(0, "Sequences at a time; divides --batch-size. 0: what fits into memory.", least=0)
-    learning_rate: float = setting(3e-4, "Peak.", above=0)
-    min_learning_rate: float = setting(0.0, "Where cosine and wsd end.")
+    steps: int = setting(20_000, "Updates in all; defines the schedule.", least=1, most=LARGEST_COUNT)
+    batch_size: int = setting(16, "Sequences an update.", least=1, most=LARGEST_BATCH)
+    micro_batch: int = setting(
+        0, "Sequences at a time; divides --batch-size. 0: what fits into memory.", least=0, most=LARGEST_BATCH
+    )
+    learning_rate: float = setting(3e-4, "Peak.", above=0, most=1e3)
+    min_learning_rate: float = setting(0.0, "Where cosine and wsd end.", least=0, most=1e3)
     schedule: ScheduleKind = setting("constant", "constant, cosine or wsd, after the warm-up.")
-    warmup_steps: int = setting(0, "Updates of linear warm-up.", least=0)
-    decay_fraction: float = setting(0.2, "Share of the steps over which wsd falls.")
-    eval_every: int = setting(500, "Steps between evaluations. 0: only at the end.", least=0)
-    save_every: int = setting(500, "Steps between checkpoints. 0: only at the end.", least=0)
-    log_every: int = setting(10, "Steps a line of metrics.", least=1)
-    eval_windows: int = setting(100, "Validation windows of an evaluation, spread evenly. 0: all.", least=0)
-    keep_last: int = setting(3, "Checkpoints kept besides the best. 0: all.", least=0)
-    sample_tokens: int = setting(120, "Longest text that an evaluation has the model write. 0: none.")
+    warmup_steps: int = setting(0, "Updates of linear warm-up.", least=0, most=LARGEST_COUNT)
+    decay_fraction: float = setting(0.2, "Share of the steps over which wsd falls.", least=0, most=1)
+    eval_every: int = setting(500, "Steps between evaluations. 0: only at the end.", least=0, most=LARGEST_COUNT)
+    save_every: int = setting(500, "Steps between checkpoints. 0: only at the end.", least=0, most=LARGEST_COUNT)
+    log_every: int = setting(10, "Steps a line of metrics.", least=1, most=LARGEST_COUNT)
+    eval_windows: int = setting(
+        100, "Validation windows of an evaluation, spread evenly. 0: all.", least=0, most=LARGEST_COUNT
+    )
+    keep_last: int = setting(3, "Checkpoints kept besides the best. 0: all.", least=0, most=LARGEST_COUNT)
+    sample_tokens: int = setting(
+        120, "Longest text that an evaluation has the model write. 0: none.", least=0, most=1_000_000
+    )
 
     def __post_init__(self) -> None:
         EngineSettings.__post_init__(self)
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise UsageError(f"train.micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}")
+        # What they cannot mean together is asked now, not when training begins.
+        self.lr_schedule()
 
     @property
     def accumulation(self) -> int:

@@ -83,7 +83,8 @@ class TrainingRun(Iterator[Report]):
     def _train(self, stop_at: int | None) -> Generator[Report, None, None]:
         session, trainer = self._session, self._session.trainer
         try:
-            if trainer.step >= min(stop_at or session.config.train.steps, session.config.train.steps):
+            if trainer.is_done(stop_at):
+                RunningMark.remove(self.folder)
                 return
             mark = RunningMark(os.getpid(), session.memory.micro_batch, session.config.train.batch_size)
             with marked(self.folder, mark):

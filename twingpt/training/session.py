@@ -22,6 +22,7 @@ from twingpt.training.guards import check_disk
 from twingpt.training.lock import RunLock
 from twingpt.training.probe import probe
 from twingpt.training.ranks import Watchdog, check_agreement, check_launcher, local_batch
+from twingpt.training.recipe import LARGEST_COUNT
 from twingpt.training.restart import RunningMark
 from twingpt.training.sources import DataArrays, DataFolder, RunData
 from twingpt.training.trainer import Trainer, check_resumable
@@ -104,13 +105,28 @@ def open_session(request: TrainRequest) -> Session:
     Raises TwinGPTError or UsageError, with nothing written, if the request cannot be carried out.
     """
     check_launcher(request.backend)
+    _check_limits(request)
     watchdog = Watchdog(request.rank_timeout) if launched_for() is not None else None
     beat = watchdog.beat if watchdog else lambda: None
     world = join_world(request.backend, request.rank_timeout) if watchdog else Alone()
     beat()
+    if world.rank == 0:
+        # Before its checkpoints are looked at, of which the other process makes and deletes some at any moment.
+        RunLock.check_free(request.run_dir)
     resolved = resolve(request)
     checked = check(request, resolved, world, beat)
     return open_run(request, resolved, checked, world, beat)
+
+
+def _check_limits(request: TrainRequest) -> None:
+    """What is no setting of the run, but a number that somebody gave. Asked so that a NaN is out of all bounds."""
+    for option, value, most in (
+        ("--memory-limit", request.memory_limit, 1e6),
+        ("--rank-timeout", request.rank_timeout, 1e7),
+        ("--stop-at", request.stop_at, float(LARGEST_COUNT)),
+    ):
+        if value is not None and not 0 < value <= most:
+            raise UsageError(f"{option} {value} cannot be meant: give a number above 0, up to {most:,.0f}")
 
 
 def resolve(request: TrainRequest) -> Resolved:
@@ -174,7 +190,7 @@ def _open_folder(run_dir: Path, data: RunData, config: RunConfig, checkpoint: Ch
     check_disk(CheckpointStore(run_dir), config.model, config.train)
     lock = _claim(run_dir, checkpoint)
     try:
-        data.copy_files(run_dir)
+        data.copy_files(run_dir, new=checkpoint is None)
         if checkpoint is None or checkpoint.progress.step < config.train.steps:
             config.save(run_dir)
     except OSError as error:
@@ -213,6 +229,11 @@ def _plan_memory(
     train = dataclasses.replace(config.train, batch_size=batch_size, micro_batch=micro_batch)
     strict = request.memory_limit is not None
     plan = plan_memory(spec, train, device.name, device.device, limit, strict=strict)
+    if plan.estimate.weights > limit:
+        raise TwinGPTError(
+            f"the model's weights alone take {plan.estimate.weights / GIB:,.1f} GiB of the {limit / GIB:.1f} GiB that "
+            "can be used here: choose a smaller n_layer, n_embd or vocabulary"
+        )
     wanted = request.probe_memory
     if wanted is None:
         wanted = train.micro_batch == 0 and device.device != "cpu"

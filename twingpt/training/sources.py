@@ -22,8 +22,11 @@ from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.model import Model
+from twingpt.generation.prompts import trained_on_arrays
 from twingpt.generation.writing import load_tokenizer
-from twingpt.training.config import TrainConfig
+from twingpt.training.config import CONFIG_FILE, TrainConfig
+
+FILES_OF_A_RUN = (TOKENIZER_FILE, CONTACTS_FILE, LIBRARY_FILE)
 
 WriteSample = Callable[[int], str]
 """Text of up to so many tokens, by the model in training."""
@@ -55,8 +58,11 @@ class RunData(Protocol):
     def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
         """Bytes of text that each token stands for."""
 
-    def copy_files(self, run_dir: Path) -> None:
-        """Put beside the checkpoints what the model cannot be used without."""
+    def copy_files(self, run_dir: Path, *, new: bool) -> None:
+        """Put beside the checkpoints what the model cannot be used without.
+
+        new: there are none yet, so that what lies there is of a run that came to nothing, and goes.
+        """
 
     def sample_writer(self, backend: Backend, train: TrainConfig) -> WriteSample | None:
         """What writes a sample for each evaluation; None where there is nothing to write with, or none is wanted."""
@@ -89,7 +95,13 @@ class DataFolder:
     def fingerprint(self) -> dict[str, str]:
         hashes = f"{self.manifest.train.sha256} {self.manifest.val.sha256}"
         data = hashlib.sha256(hashes.encode()).hexdigest()
-        return {"data": data, "tokenizer": self.manifest.tokenizer_sha256}
+        found = {"data": data, "tokenizer": self.manifest.tokenizer_sha256}
+        masks = [(split.mask_file, split.mask_sha256) for split in (self.manifest.train, self.manifest.val)]
+        if all(name is None for name, _ in masks):
+            return found | {"mask": "none"}
+        if all(sha256 is not None for _, sha256 in masks):
+            found["mask"] = hashlib.sha256(" ".join(str(sha256) for _, sha256 in masks).encode()).hexdigest()
+        return found
 
     def model_settings(self, named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         # The block size that the text was prepared for holds whatever the preset.
@@ -108,12 +120,18 @@ class DataFolder:
     def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
         return self.tokenizer.token_bytes()
 
-    def copy_files(self, run_dir: Path) -> None:
-        for name in (TOKENIZER_FILE, CONTACTS_FILE, LIBRARY_FILE):
-            # Beside and renamed: an interrupted copy must not stay for good.
-            if (self.folder / name).is_file() and not (run_dir / name).exists():
-                shutil.copyfile(self.folder / name, run_dir / f".{name}.tmp")
-                (run_dir / f".{name}.tmp").replace(run_dir / name)
+    def copy_files(self, run_dir: Path, *, new: bool) -> None:
+        for name in FILES_OF_A_RUN:
+            if (self.folder / name).is_file():
+                if new or not (run_dir / name).is_file() or (name == TOKENIZER_FILE and self._is_other(run_dir / name)):
+                    # Beside and renamed: an interrupted copy must not stay for good.
+                    shutil.copyfile(self.folder / name, run_dir / f".{name}.tmp")
+                    (run_dir / f".{name}.tmp").replace(run_dir / name)
+            elif new:
+                (run_dir / name).unlink(missing_ok=True)
+
+    def _is_other(self, tokenizer: Path) -> bool:
+        return hashlib.sha256(tokenizer.read_bytes()).hexdigest() != self.manifest.tokenizer_sha256
 
     def sample_writer(self, backend: Backend, train: TrainConfig) -> WriteSample | None:
         """Answers the first validation question, or writes on from [BOS] where the text has no questions."""
@@ -177,8 +195,11 @@ class DataArrays:
     def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
         return self.arrays.bytes_of(vocab_size)
 
-    def copy_files(self, run_dir: Path) -> None:
-        pass
+    def copy_files(self, run_dir: Path, *, new: bool) -> None:
+        # A tokenizer that the user put there to use the model with stays.
+        if new and (run_dir / CONFIG_FILE).is_file() and not trained_on_arrays(run_dir):
+            for name in FILES_OF_A_RUN:
+                (run_dir / name).unlink(missing_ok=True)
 
     def sample_writer(self, backend: Backend, train: TrainConfig) -> WriteSample | None:
         return None

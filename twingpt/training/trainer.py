@@ -1,17 +1,19 @@
 """The one training loop, for both engines."""
 
+import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
-from twingpt.core.errors import OutOfMemoryError, RestartError, TwinGPTError
+from twingpt.core.errors import NotFiniteError, OutOfMemoryError, RestartError, TwinGPTError
 from twingpt.core.state import initial_state, state_bytes
 from twingpt.core.world import Alone, World
 from twingpt.data.tokens.batches import BatchSource
@@ -90,9 +92,22 @@ class Trainer:
             backend.load_state(resume_from.state)
             self._progress = resume_from.progress
         self._saved_step = self._progress.step if resume_from else -1
-        self.metrics = MetricsLog(run_dir, self._progress.step) if self._world.rank == 0 else None
+        self._best_loss = math.inf
+        self.metrics: MetricsLog | None = None
+        self._skipped_in_a_row = self._progress.skipped
+        self._skipped_since = self.step + 1 - self._skipped_in_a_row
+        if self._world.rank == 0:
+            owed = self.owes_evaluation
+            self.metrics = MetricsLog(run_dir, self._progress.step, evaluated=not owed)
+            if resume_from is not None:
+                # What a kill between a save and the clearing up after it left there.
+                self._store.stand_on(self.step)
+                self._retain()
+                self._best_loss = self._store.best_loss(self.step)
         self._stop_requested = False
-        self._skipped_in_a_row = 0
+        # Updates since the last line of metrics: nats, tokens, gradient norm, whether it was applied.
+        self._unlogged = [[math.nan if x is None else x for x in update] for update in self._progress.unlogged]
+        self._clock, self._lr = _Clock(), 0.0
         self._spikes = SpikeDetector()
         self._asides: deque[Report] = deque()
 
@@ -101,6 +116,15 @@ class Trainer:
         """Updates done."""
         return self._progress.step
 
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the run was ended between the save of a step and its evaluation, which comes after it."""
+        return self.step > 0 and self._progress.val_loss is None and self._evaluation_due(self._config.steps)
+
+    def is_done(self, stop_at: int | None = None) -> bool:
+        """Whether nothing is left to do up to step `stop_at` (default: all of them)."""
+        return self.step >= min(stop_at or self._config.steps, self._config.steps) and not self.owes_evaluation
+
     def request_stop(self) -> None:
         """Finish the step under way, save, and end. Safe to call from a signal handler."""
         self._stop_requested = True
@@ -108,8 +132,9 @@ class Trainer:
     def run(self, stop_at: int | None = None) -> Iterator[Report]:
         """Train up to step `stop_at` (default: all of them), reporting as it goes.
 
-        Raises TwinGPTError if the loss stays non-finite, a checkpoint cannot be written, or not even one sequence at a
-        time fits into memory; RestartError if only a fresh process can go on, with a smaller micro-batch.
+        Raises TwinGPTError if the loss stays non-finite or the weights have become so, a checkpoint cannot be written,
+        or not even one sequence at a time fits into memory; RestartError if only a fresh process can go on, with a
+        smaller micro-batch.
         """
         try:
             for report in self._run(stop_at):
@@ -121,25 +146,30 @@ class Trainer:
 
     def _run(self, stop_at: int | None) -> Iterator[Report]:
         config, last = self._config, min(stop_at or self._config.steps, self._config.steps)
-        evaluated, start = -1, self.step
-        clock, stops = _Clock(), StopVote(self._world, start, config.log_every)
+        stops = StopVote(self._world, self.step, config.log_every)
+        if self.owes_evaluation:
+            yield from self._evaluated()
+        self._clock = _Clock()
         while self.step < last and not stops(self.step, self._stop_requested):
-            lr = self._schedule.learning_rate(self.step)
-            yield from self._update(lr)
-            clock.count(config.batch_size * self._spec.block_size)
-            if self.step == 1 or self.step % config.log_every == 0 or self.step == last:
-                yield self._log(self._read_stats(lr, clock))
-            if config.eval_every and self.step % config.eval_every == 0:
-                with clock.paused(self._backend):
-                    yield self._log(self._evaluate())
-                evaluated = self.step
-            if config.save_every and self.step % config.save_every == 0:
-                with clock.paused(self._backend):
+            self._lr = self._schedule.learning_rate(self.step)
+            yield from self._update(self._lr)
+            self._clock.count(config.batch_size * self._spec.block_size)
+            if self.step == 1 or self.step % config.log_every == 0 or self.step == config.steps:
+                self._collect()
+                yield self._log(self._step_report())
+            # Saved first: what fails in an evaluation, or in the sample after it, must not cost a step.
+            if (config.save_every and self.step % config.save_every == 0) or self.step == last:
+                with self._clock.paused(self._backend):
                     yield self._save()
-        if self.step == last and evaluated != last and self.step > start:
-            yield self._log(self._evaluate())
+            if self._evaluation_due(last):
+                yield from self._evaluated()
         if self._saved_step != self.step:
             yield self._save()
+        if self._unlogged:
+            yield self._log(self._step_report(partial=True))
+
+    def _evaluation_due(self, last: int) -> bool:
+        return self.step == last or bool(self._config.eval_every and self.step % self._config.eval_every == 0)
 
     def warm_up(self, stop_at: int | None = None) -> TimeEstimate:
         """Time the coming steps, an evaluation and a sample on the run's own batches, then put everything back.
@@ -256,30 +286,79 @@ class Trainer:
         self._run_config = replace(self._run_config, train=train)
         self._run_config.save(self._run_dir)
 
-    def _read_stats(self, lr: float, clock: "_Clock") -> StepReport:
+    def _collect(self) -> None:
+        """Wait for the updates under way, and read how they went, for the next line of metrics.
+
+        Raises TwinGPTError if too many in a row could not be applied.
+        """
         stats = self._backend.read_stats()
-        first = self.step - len(stats.applied) + 1
-        for number, (nats, tokens) in enumerate(zip(stats.loss_sums, stats.tokens, strict=True), first):
-            if tokens and (spike := self._spikes.check(nats / tokens)) is not None:
+        updates = zip(stats.loss_sums, stats.tokens, stats.grad_norms, stats.applied, strict=True)
+        ended = False
+        for number, (nats, tokens, norm, applied) in enumerate(updates, self.step - len(stats.applied) + 1):
+            self._unlogged.append([nats, tokens, norm, applied])
+            if not tokens:
+                continue  # nothing to learn from, and no sign of anything
+            if (spike := self._spikes.check(nats / tokens)) is not None:
                 self._asides.append(self._log(SpikeReport(number, *spike)))
-        for applied in stats.applied:
             self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
-            if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                raise TwinGPTError(
-                    f"the loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row, to step {self.step}: "
-                    "lower --learning-rate, use --precision float32, or run `twingpt doctor` to check the device"
-                )
+            self._skipped_since = number if self._skipped_in_a_row == 1 else self._skipped_since
+            ended = ended or self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW
+        if ended:
+            self._log(self._step_report(partial=True))
+            raise TwinGPTError(
+                f"the loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row, from step "
+                f"{self._skipped_since} on: {self._way_back()}"
+            )
+
+    def _way_back(self) -> str:
+        """What to do where training has diverged."""
+        again = (
+            "start again"
+            if self._saved_step < 0
+            else f"go on from {self._store.path(self._saved_step).name}, the last one saved, with --resume"
+        )
+        return (
+            f"{again} and a lower --learning-rate or --precision float32, or run `twingpt doctor` to check the device"
+        )
+
+    def _step_report(self, *, partial: bool = False) -> StepReport:
+        """Of the updates since the last line; a partial one leaves them to the next line too."""
+        losses, tokens, norms, applied = zip(*self._unlogged, strict=True)
+        if not partial:
+            self._unlogged = []
         return StepReport(
             step=self.step,
-            loss=stats.loss,
-            lr=lr,
-            grad_norm=stats.grad_norms[-1],
-            tokens_per_second=clock.rate(),
-            skipped=stats.applied.count(False),
+            loss=sum(losses) / sum(tokens) if sum(tokens) else math.nan,
+            lr=self._lr,
+            grad_norm=norms[-1],
+            tokens_per_second=self._clock.rate(),
+            skipped=applied.count(False),
             samples=self._progress.samples,
             tokens=self._progress.tokens,
             memory=self._backend.memory()[1],
+            partial=partial,
         )
+
+    def _evaluated(self) -> Iterator[Report]:
+        """Evaluate, and see to it that what was best so far is in a checkpoint, whatever save_every is."""
+        try:
+            with self._clock.paused(self._backend):
+                report = self._evaluate()
+        except Exception:
+            if self._saved_step != self.step:
+                # What happened in the evaluation is what is to be told.
+                with contextlib.suppress(TwinGPTError):
+                    self._save()
+            raise
+        yield self._log(report)
+        loss = report.evaluation.loss
+        if self._world.rank == 0 and self._saved_step == self.step:
+            self._store.record(self._progress)
+            self._retain()
+        elif loss < self._best_loss:
+            with self._clock.paused(self._backend):
+                yield self._save()
+        self._best_loss = min(self._best_loss, loss) if math.isfinite(loss) else self._best_loss
 
     def _evaluate(self) -> EvalReport:
         config = self._config
@@ -294,24 +373,57 @@ class Trainer:
         )
         self._beat()
         self._progress = replace(self._progress, val_loss=result.loss)
-        return EvalReport(self.step, result, self._write_sample(config.sample_tokens) if self._write_sample else None)
+        sample = problem = None
+        if self._write_sample is not None:
+            try:
+                sample = self._write_sample(config.sample_tokens)
+            except OutOfMemoryError:
+                raise
+            except TwinGPTError as error:
+                # A text to look at is not worth a training.
+                problem = str(error)
+        return EvalReport(self.step, result, sample, problem)
 
     def _save(self) -> SaveReport:
+        """Raises TwinGPTError, with nothing saved and nothing deleted, if the state is none to go on from."""
         path = self._store.path(self.step)
-        self._saved_step = self.step
+        self._collect()
         if self._world.rank > 0:
+            self._saved_step = self.step
             return SaveReport(self.step, path)
-        self._store.save(self._spec, self._backend.export_state(), self._progress)
-        self._store.retain(self._config.keep_last)
+        unlogged = [list(map(_storable, each)) for each in self._unlogged]
+        self._progress = replace(self._progress, unlogged=unlogged, skipped=self._skipped_in_a_row)
+        try:
+            self._store.save(self._spec, self._backend.export_state(), self._progress)
+        except NotFiniteError as error:
+            if self._unlogged:
+                self._log(self._step_report(partial=True))
+            since = f", and no loss has been finite since step {self._skipped_since}" if self._skipped_in_a_row else ""
+            raise TwinGPTError(
+                f"step {self.step} is not saved: {error.key} holds numbers that are not finite{since}: "
+                f"{self._way_back()}"
+            ) from None
+        self._saved_step = self.step
+        self._retain()
         needed, free = state_bytes(self._spec, self._config.optimizer), free_bytes(path)
         if free < needed and self.step < self._config.steps:
             self._asides.append(DiskReport(self.step, path.parent, needed, free))
         return SaveReport(self.step, path)
 
+    def _retain(self) -> None:
+        # Where the last loss was no number, the weights may be of no use though they are finite: older ones stay.
+        if not self._skipped_in_a_row:
+            self._store.retain(self._config.keep_last)
+
     def _log(self, report: StepReport | EvalReport | SpikeReport | MicroBatchReport) -> Report:
         if self.metrics is not None:
             self.metrics.write(report.metrics())
         return report
+
+
+def _storable(value: Any) -> Any:
+    """JSON has no number that is none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Clock:
@@ -330,7 +442,7 @@ class _Clock:
         self._start, self._tokens = now, 0
         return rate
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self, backend: Backend) -> Iterator[None]:
         # Updates still under way on the device belong to the training time.
         backend.synchronize()

@@ -12,20 +12,22 @@ import logging
 import math
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from twingpt.core.backend import State
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.errors import NotFiniteError, TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec, check_types
-from twingpt.core.state import MODEL, check_state
-from twingpt.weights.format import fsync, load_tensors, save_tensors
+from twingpt.core.state import MODEL, check_state, first_not_finite
+from twingpt.weights.format import fsync, load_tensors, save_tensors, write_whole
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 STATE_VERSION = 1
+BESIDE = ("unlogged", "skipped")
+"""What of the progress stands beside it in state.json."""
 
 BEST = "best"
 """RUN/best is no folder but a name for one of RUN's checkpoints."""
@@ -40,7 +42,10 @@ class Progress:
     """Where a run stands: everything but the tensors.
 
     step: updates done; samples: windows consumed; tokens: targets counted; val_loss: nats a token, if this step was
-    evaluated; fingerprint: what a resumed run must agree with (data, tokenizer), by name.
+    evaluated; fingerprint: what a resumed run must agree with (data, tokenizer), by name; unlogged: the updates since
+    the last line of metrics, each [loss in nats, tokens, gradient norm, whether it was applied], None where a number is
+    not finite: the next line of metrics is about them too; skipped: how many of the last updates in a row could not be
+    applied.
     """
 
     step: int
@@ -48,13 +53,17 @@ class Progress:
     tokens: int = 0
     val_loss: float | None = None
     fingerprint: dict[str, str] = field(default_factory=dict)
+    unlogged: list[list[Any]] = field(default_factory=list)
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         check_types(self, "progress")
-        if min(self.step, self.samples, self.tokens) < 0:
+        if min(self.step, self.samples, self.tokens, self.skipped) < 0:
             raise UsageError("progress counts from 0")
         if not _is_text_table(self.fingerprint):
             raise UsageError("progress.fingerprint must name texts")
+        if not isinstance(self.unlogged, list) or not all(map(_is_update, self.unlogged)):
+            raise UsageError("unlogged must list updates")
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ class CheckpointStore:
         self._saved: int | None = None
 
     def save(self, spec: GPTSpec, state: State, progress: Progress) -> Path:
-        """Write one checkpoint. Raises TwinGPTError, the checkpoints before it untouched, if the disk refuses.
+        """Write one checkpoint. Raises TwinGPTError, the checkpoints before it untouched, if the disk refuses, and
+        NotFiniteError if the state is none that training could go on from.
 
         A whole checkpoint of the same step stays as it is: no instant may pass without it.
         """
@@ -85,6 +95,8 @@ class CheckpointStore:
             self._read(progress.step)
             self._saved = progress.step
             return target
+        if (key := first_not_finite(state)) is not None:
+            raise NotFiniteError(f"step {progress.step}", key)
         try:
             _remove(writing)
             writing.mkdir(parents=True)
@@ -100,8 +112,30 @@ class CheckpointStore:
         self._saved = progress.step
         return target
 
+    def record(self, progress: Progress) -> None:
+        """Put into the checkpoint of a step, in place of what it says, that the step has been evaluated since.
+
+        Raises TwinGPTError, the checkpoint as it was, if it cannot be read or the disk refuses.
+        """
+        folder = self.path(progress.step)
+        known, digests = read_progress(folder)
+        content = _state_content(digests, replace(known, val_loss=progress.val_loss))
+        try:
+            write_whole(folder / STATE_FILE, content)
+        except OSError as error:
+            raise TwinGPTError(f"{folder / STATE_FILE} cannot be written: {error.strerror}") from None
+
+    def stand_on(self, step: int) -> None:
+        """The run goes on from this step: what is newer was passed over as damaged, and does not count as kept."""
+        self._saved = step
+
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first. Raises TwinGPTError if the folder cannot be read."""
+        if self.folder.is_symlink() and not self.folder.exists():
+            raise TwinGPTError(
+                f"{self.folder} is a link to {self.folder.readlink()}, which is not there: "
+                "connect the disk that the checkpoints are on, or delete the link"
+            )
         try:
             names = {entry.name for entry in self.folder.iterdir()}
         except (FileNotFoundError, NotADirectoryError):
@@ -131,10 +165,13 @@ class CheckpointStore:
         """The step of the lowest recorded validation loss among the checkpoints at hand."""
         return self._best(self.steps())
 
+    def best_loss(self, up_to: int) -> float:
+        """The lowest validation loss recorded up to a step; infinite if there is none."""
+        return min((self._val_loss(step) for step in self.steps() if step <= up_to), default=math.inf)
+
     def retain(self, last: int) -> None:
         """Delete all but the newest `last` (0: all are kept) and the best; clear away what a crash left behind."""
-        for leftover in self.folder.glob(".*ing-*"):
-            _remove(leftover)
+        self.clear()
         # What is newer than the last save was passed over as damaged on resume: it must not count as one that is kept.
         steps = [step for step in self.steps() if self._saved is None or step <= self._saved]
         if last > 0:
@@ -142,6 +179,11 @@ class CheckpointStore:
             for step in steps[:-last]:
                 if step != best:
                     self._discard(self.path(step))
+
+    def clear(self) -> None:
+        """Delete what a save or a deletion that was interrupted left behind."""
+        for leftover in self.folder.glob(".*ing-*"):
+            _remove(leftover)
 
     def _read(self, step: int, *, optimizer: bool = True) -> Checkpoint:
         checkpoint = read_checkpoint(self.path(step), optimizer=optimizer)
@@ -173,15 +215,24 @@ def write_checkpoint(folder: Path, spec: GPTSpec, state: State, progress: Progre
     digests = {MODEL_FILE: save_tensors(folder / MODEL_FILE, model, spec)}
     if optimizer:
         digests[OPTIMIZER_FILE] = save_tensors(folder / OPTIMIZER_FILE, optimizer, spec)
-    content = {"format_version": STATE_VERSION, "files": digests, "progress": asdict(progress)}
     path = folder / STATE_FILE
-    path.write_text(json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(_state_content(digests, progress))
     fsync(path)
     fsync(folder)
 
 
+def _state_content(digests: dict[str, str], progress: Progress) -> bytes:
+    """What state.json holds."""
+    told = asdict(progress)
+    # Beside the progress, and only where there are any: version 0.1 reads what it does not know there.
+    beside = {name: value for name in BESIDE if (value := told.pop(name))}
+    content = {"format_version": STATE_VERSION, "files": digests, "progress": told, **beside}
+    return (json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n").encode()
+
+
 def read_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
-    """Read and verify one checkpoint folder. Raises TwinGPTError naming the file that is damaged.
+    """Read and verify one checkpoint folder. Raises TwinGPTError naming the file that is damaged, NotFiniteError if
+    every bit is as it was saved, and what was saved is of no use.
 
     optimizer: read the optimizer's state too, which is twice as large as the weights and only training needs.
     """
@@ -197,6 +248,8 @@ def read_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
         check_state(spec, state)
     except TwinGPTError as error:
         raise TwinGPTError(f"{folder} is damaged: {error}") from None
+    if (key := first_not_finite(state)) is not None:
+        raise NotFiniteError(str(folder), key)
     return Checkpoint(folder, spec, state, progress)
 
 
@@ -212,7 +265,9 @@ def read_progress(folder: Path) -> tuple[Progress, dict[str, str]]:
             raise TwinGPTError(f"{path} has format version {content['format_version']}, not {STATE_VERSION}")
         if not _is_text_table(content["files"]):
             raise TypeError("files must name digests")
-        return Progress(**content["progress"]), content["files"]
+        return Progress(**content["progress"], **{name: content[name] for name in BESIDE if name in content}), content[
+            "files"
+        ]
     except FileNotFoundError:
         raise TwinGPTError(f"{folder} is no checkpoint: it has no {STATE_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
@@ -261,6 +316,10 @@ def _split(state: State) -> tuple[State, State]:
 
 def _is_text_table(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
+
+
+def _is_update(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and isinstance(value[1], int) and isinstance(value[3], bool)
 
 
 def _remove(path: Path) -> None:

@@ -103,7 +103,8 @@ def load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign or damaged pickle raises
-        raise TwinGPTError(f"{path} cannot be read as a torch checkpoint: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TwinGPTError(f"{path} cannot be read as a torch checkpoint: {reason}") from None
 
 
 def detect_format(source: Path) -> Literal["native", "hf", "torch"]:

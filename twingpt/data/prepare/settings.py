@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from twingpt.core.errors import UsageError
-from twingpt.core.setting import check_bounds, setting
+from twingpt.core.setting import LARGEST_SEED, check_bounds, setting
 from twingpt.data.files import REPORT_FILE
 from twingpt.data.tokens.template import MIN_VOCAB_SIZE, Template
 
@@ -45,7 +45,7 @@ class PrepareSettings:
     )
     val_fraction: float = setting(0.01, "Share of the documents held out for validation, 0 to 0.5.", least=0, most=0.5)
     max_samples: int | None = setting(
-        None, "Samples in all: 3000 works, 10000 is stable, 30000 is a habit.", least=1, none="all"
+        None, "Samples in all: 3000 works, 10000 is stable, 30000 is a habit.", least=1, most=10**12, none="all"
     )
     samples_per_doc: int = setting(
         0, "Question samples a document, cut elsewhere as needed; 0: each part once in each form.", least=0, most=1000
@@ -61,7 +61,9 @@ class PrepareSettings:
     max_undecodable: float = setting(
         0.01, "Stop if a larger share of the bytes cannot be decoded, 0 to 1.", least=0, most=1
     )
-    seed: int = setting(0, "Chooses what is drawn: questions, samples, documents for validation.")
+    seed: int = setting(
+        0, "Chooses what is drawn: questions, samples, documents for validation.", least=0, most=LARGEST_SEED
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)

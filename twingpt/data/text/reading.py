@@ -56,6 +56,8 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
                     f"{given} holds no {', '.join(TEXT_SUFFIXES)} file (packed ones too): name the files"
                 )
             sources += [Source(str(file), file) for file in found]
+        elif path.exists() and not path.is_file():
+            raise TwinGPTError(f"{given} is a pipe or a device, which cannot be read twice: give - and text on stdin")
         elif path.exists():
             sources.append(Source(given, path))
         else:

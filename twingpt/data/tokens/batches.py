@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.data.tokens.custody import check_content
 from twingpt.data.tokens.manifest import Manifest
 
 NOT_COUNTED = -1
@@ -62,7 +63,7 @@ def evenly(count: int, limit: int) -> list[int]:
 class Batches:
     """The windows of one split, in an order keyed by (seed, epoch): each once an epoch.
 
-    Raises TwinGPTError if the files do not fit the manifest, or the data are too short for block_size.
+    Raises TwinGPTError if the files are not those that the manifest was written with, or too short for block_size.
     """
 
     def __init__(
@@ -72,8 +73,13 @@ class Batches:
         self._split = getattr(manifest, split)
         self.block_size = block_size
         self.seed = seed
-        self._tokens = self._map(data_dir / self._split.file, np.dtype(manifest.dtype))
-        self._mask = self._map(data_dir / self._split.mask_file, np.dtype(np.uint8)) if self._split.mask_file else None
+        self._tokens = self._map(
+            data_dir / self._split.file, np.dtype(manifest.dtype), self._split.sha256, manifest.vocab_size
+        )
+        self._mask = None
+        if self._split.mask_file:
+            mask, sha256 = data_dir / self._split.mask_file, self._split.mask_sha256
+            self._mask = self._map(mask, np.dtype(np.uint8), sha256, 2)
         if manifest.layout == "rows":
             if block_size != manifest.block_size:
                 raise TwinGPTError(
@@ -84,6 +90,10 @@ class Batches:
         else:
             # The last window is shorter and padded: no token is left out.
             self.windows = -(-(len(self._tokens) - 1) // block_size)
+        if split == "val" and self.windows < 1:
+            raise TwinGPTError(
+                f"{data_dir} holds no text to validate with: run `twingpt prepare` with a larger --val-fraction"
+            )
         if self.windows < 1 or (split == "train" and len(self._tokens) <= block_size):
             raise TwinGPTError(
                 f"{data_dir / self._split.file} holds {len(self._tokens):,} tokens, fewer than one window of "
@@ -117,7 +127,7 @@ class Batches:
         """Up to `limit` window numbers spread evenly over the file; all of them for 0."""
         return evenly(self.windows, limit)
 
-    def _map(self, path: Path, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    def _map(self, path: Path, dtype: np.dtype[np.generic], sha256: str | None, below: int) -> NDArray[np.generic]:
         try:
             size = path.stat().st_size
         except OSError:
@@ -127,4 +137,5 @@ class Batches:
                 f"{path} has {size:,} bytes, its manifest says {self._split.tokens * dtype.itemsize:,}: "
                 "run `twingpt prepare` again"
             )
+        check_content(path, dtype, sha256, below)
         return np.memmap(path, dtype=dtype, mode="r") if size else np.zeros(0, dtype=dtype)

@@ -21,6 +21,7 @@ class Split:
     tokens: tokens in the file, [PAD] tails included.
     text_bytes: UTF-8 bytes of the text behind the tokens, special tokens counting zero.
     mask_file: one byte a token, 1 = counted in the loss when it is the target; None = every token but [PAD] counts.
+    mask_sha256: None in folders of version 0.1, and where there is no mask.
     """
 
     file: str
@@ -29,6 +30,7 @@ class Split:
     text_bytes: int
     sha256: str
     mask_file: str | None = None
+    mask_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,5 +76,10 @@ class Manifest:
             raise TwinGPTError(f"{path} is damaged ({error}): run `twingpt prepare` again") from None
 
     def save(self, data_dir: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=2)
+        content = dataclasses.asdict(self)
+        for split in (content["train"], content["val"]):
+            # Version 0.1 reads folders without a mask, and knows no such name.
+            if split["mask_sha256"] is None:
+                del split["mask_sha256"]
+        text = json.dumps(content, ensure_ascii=False, indent=2)
         (data_dir / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")

@@ -413,5 +413,6 @@ def _write_rows(spool: _Spool, out: Path, name: str, row: int, pad_id: int) -> _
         text_bytes=spool.text_bytes,
         sha256=writer.sha256,
         mask_file=None if mask_writer is None else f"{name}.mask",
+        mask_sha256=None if mask_writer is None else mask_writer.sha256,
     )
     return _Rows(split, marks, flagged)
