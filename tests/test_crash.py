@@ -54,8 +54,8 @@ def kill_and_resume(backend: str, kills: int, steps: int, out: Path) -> dict[str
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path: Path, backend_name: str) -> None:
-    figures = kill_and_resume(backend_name, 3, 16, tmp_path / "figures.json")
-    assert figures["kills"] == 3
+    figures = kill_and_resume(backend_name, 2, 12, tmp_path / "figures.json")
+    assert figures["kills"] == 2
     assert figures["runs_compared_bit_for_bit"]
 
 

@@ -268,7 +268,7 @@ backend._to_mlx = failing
 """
 
 
-@pytest.mark.parametrize("save_every", [4, 0])
+@pytest.mark.parametrize("save_every", [4, pytest.param(0, marks=pytest.mark.slow)])
 def test_mlx_goes_on_by_itself_in_a_fresh_process(tmp_path: Path, plain_data: Path, save_every: int) -> None:
     """From the last checkpoint, or from the start where there is none; halved until it fits."""
     (tmp_path / "sitecustomize.py").write_text(FAILING_MLX)

@@ -103,7 +103,9 @@ def shown(run: Path, data: Path | None, **options: Any) -> str:
     return console.export_text()
 
 
-@pytest.mark.parametrize(("number", "save_every"), [(signal.SIGABRT, 4), (signal.SIGKILL, 0)])
+@pytest.mark.parametrize(
+    ("number", "save_every"), [(signal.SIGABRT, 4), pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow)]
+)
 def test_a_supervised_run_goes_on_after_memory_ended_it(
     tmp_path: Path, plain_data: Path, ending: dict[str, str], number: signal.Signals, save_every: int
 ) -> None:

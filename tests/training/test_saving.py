@@ -199,7 +199,7 @@ def test_the_best_of_all_evaluations_is_run_best(
     assert len(saved) == len(set(saved)) and 12 in saved
 
 
-@pytest.mark.parametrize(("save_every", "eval_every"), [(4, 4), (3, 2)])
+@pytest.mark.parametrize(("save_every", "eval_every"), [(4, 4), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_killed_at_any_report_the_run_ends_with_the_same_files(
     tmp_path: Path, plain_data: Path, save_every: int, eval_every: int
 ) -> None:
