@@ -8,7 +8,6 @@ often a question about those is told to have no answer, for every threshold, as 
 nothing, at one sentence and at three: the first of the best passage, the most central by TextRank, and retrieval alone.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -20,7 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from retrieval import articles, blocks
+from retrieval import articles, blocks, read_options
 
 from twingpt.answers.answer import Answer
 from twingpt.answers.ask import SUMMARY_SENTENCES, ask_library
@@ -152,13 +151,7 @@ def draw(points: list[tuple[float, float, float]], least_fit: float, path: Path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("others", type=Path)
-    parser.add_argument("--others", dest="number", type=int, default=3000, help="documents of OTHERS.txt")
-    parser.add_argument("--limit", type=int, default=None, help="questions, spread over the file; default: all")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "answers.json")
-    options = parser.parse_args()
+    options = read_options(__doc__, "answers.json")
     documents, asked = articles(options.questions)
     questions = [Question(*one) for one in asked]
     if options.limit is not None:

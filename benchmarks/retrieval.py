@@ -62,14 +62,19 @@ def measure(library: Library, questions: list[tuple[str, str, tuple[str, ...]]])
     return figures | {"questions": len(questions), "median ms": round(1000 * statistics.median(seconds), 2)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_options(description: str | None, out: str) -> argparse.Namespace:
+    """The command line of the scripts that ask a file of questions. out: the name of the result's file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", type=Path)
     parser.add_argument("others", type=Path)
     parser.add_argument("--others", dest="number", type=int, default=3000, help="documents of OTHERS.txt")
     parser.add_argument("--limit", type=int, default=None, help="questions, spread over the file; default: all")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "retrieval.json")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / out)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = read_options(__doc__, "retrieval.json")
     documents, questions = articles(options.questions)
     if options.limit is not None:
         questions = questions[:: max(1, len(questions) // options.limit)][: options.limit]

@@ -24,8 +24,8 @@ ELSEWHERE = 0.35
 ANSWERED, TOLD = 0.05, 0.9
 """Quantiles of the two fits that the threshold lies between."""
 BELIEVED = 0.2
-"""How far the threshold goes from LEAST_FIT towards what the made questions tell: they are not asked ones. On three
-libraries with real questions the best threshold moved by about this part (benchmarks/LOG.md)."""
+"""How far the threshold goes from LEAST_FIT towards what the made questions tell. All the way would be too far, because
+a made question has fewer words that its text lacks than an asked one has (benchmarks/LOG.md)."""
 BOUNDS = (0.4, 0.75)
 """What made questions tell counts within these."""
 _SHORTEST = 12
