@@ -245,11 +245,8 @@ def _by_hand(
     for name in (engine.name for engine in engines() if engine.by_hand):
         other = create_backend(name, spec, EngineConfig())
         other.load_state(weights)
-        error = max(_logit_error(ours, other.logits(inputs)) for ours in logits)
-        yield Rung(label, 2, "logits, by hand", "of the largest", error, TOLERANCES["logits"])
         loss, by_hand = other.loss_and_grads(inputs, targets)
-        error = max(abs(ours - loss) for ours in losses)
-        yield Rung(label, 3, "loss, by hand", "nats/token", error, TOLERANCES["loss"])
+        yield from _opinion(label, "by hand", logits, losses, other.logits(inputs), loss)
         error = max(tensor_error(spec, ours, by_hand) for ours in gradients)
         yield Rung(label, 4, "gradients, by hand", "of the largest", error, TOLERANCES["gradients"])
 
@@ -269,10 +266,22 @@ def _third_opinion(
     if not framework_installed("transformers") or not framework_installed("torch") or obstacles("hf", spec):
         return
     their_logits, their_loss = hugging_face_opinion(spec, weights, inputs, targets)
+    yield from _opinion(label, "Hugging Face", logits, losses, their_logits, their_loss)
+
+
+def _opinion(
+    label: str,
+    whose: str,
+    logits: list[NDArray[np.float32]],
+    losses: list[float],
+    their_logits: NDArray[np.float32],
+    their_loss: float,
+) -> Iterator[Rung]:
+    """Rungs 2 and 3: the logits and losses of all engines against those of a further opinion."""
     error = max(_logit_error(ours, their_logits) for ours in logits)
-    yield Rung(label, 2, "logits, Hugging Face", "of the largest", error, TOLERANCES["logits"])
+    yield Rung(label, 2, f"logits, {whose}", "of the largest", error, TOLERANCES["logits"])
     error = max(abs(ours - their_loss) for ours in losses)
-    yield Rung(label, 3, "loss, Hugging Face", "nats/token", error, TOLERANCES["loss"])
+    yield Rung(label, 3, f"loss, {whose}", "nats/token", error, TOLERANCES["loss"])
 
 
 def hugging_face_opinion(
