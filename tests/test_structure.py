@@ -19,11 +19,12 @@ PACKAGE = ROOT / "twingpt"
 ALLOWED = {
     "core": {"core"},
     "data": {"core", "data"},
-    "weights": {"core", "weights"},
+    "weights": {"core", "data", "weights"},
     "backends": {"core", "backends"},
-    "generation": {"core", "data", "weights", "generation"},
+    "answers": {"core", "data", "answers"},
+    "generation": {"core", "data", "weights", "answers", "generation"},
+    "evaluation": {"core", "data", "generation", "evaluation"},
     "checks": {"core", "weights", "checks"},
-    "answers": {"core", "data", "weights", "generation", "answers"},
     "training": {"core", "data", "weights", "generation", "checks", "training"},
     "measure": {"core", "weights", "checks", "training", "measure"},
     "interchange": {"core", "data", "weights", "generation", "training", "interchange"},
@@ -146,7 +147,7 @@ NAMED = {
     ("weights/foreign.py", "what it says of one"): " cannot be read as a torch checkpoint",
     ("interchange/convert.py", "the same format"): "torch",
     ("checks/parity.py", "transformers is an opinion from outside, and computes in PyTorch"): "torch",
-    ("answers/evaluation.py", "a name in a file: the answer that is right"): "reference",
+    ("evaluation/held_out.py", "a name in a file: the answer that is right"): "reference",
 }
 IMPORTED = {"weights/foreign.py": "reads foreign files", "checks/parity.py": "holds the engines against transformers"}
 NAME = re.compile(r"(?i:\b(mps|mlx|torch|pytorch|torchrun)\b)|PYTORCH_|MLX_")

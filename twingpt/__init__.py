@@ -26,8 +26,9 @@ def ask(path: Path | str, question: str) -> Answer:
     """
     from pathlib import Path
 
-    from twingpt.answers.ask import ask_library, library_of
+    from twingpt.answers.ask import ask_library
     from twingpt.data.library.search import Library
+    from twingpt.weights.run_folder import library_of
 
     with Library(library_of(Path(path))) as library:
         return ask_library(library, question)

@@ -9,6 +9,8 @@ import pytest
 import twingpt
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
+from twingpt.data.files import LIBRARY_FILE
+from twingpt.data.library.build import build_library, split_document
 from twingpt.weights.checkpoint import OPTIMIZER_FILE, load_checkpoint
 
 OLDER = Path(__file__).parents[1] / "fixtures" / "v0.1" / "run"
@@ -62,6 +64,17 @@ def test_what_cannot_be_asked(run: Path) -> None:
         model.score("여권을 잃어버렸다 " * 60)
     with pytest.raises(TwinGPTError, match="does not exist"):
         twingpt.load(run / "nowhere")
+
+
+def test_it_answers_from_the_text_of_its_run_and_from_a_document(run: Path) -> None:
+    text = "여권을 잃어버리면 대사관에 갑니다.\n\n김치는 배추로 담급니다."
+    build_library(run / LIBRARY_FILE, (split_document(one.split("\n")) for one in text.split("\n\n")))
+    model = twingpt.load(run, "mlx", "cpu")
+    answer = model.ask("여권을 잃어버리면 어디에 가나요?")
+    assert answer.sections["요약"] == ["- 여권을 잃어버리면 대사관에 갑니다. [1]"]
+    assert answer == twingpt.ask(run, "여권을 잃어버리면 어디에 가나요?")
+    other = model.ask("김치는 무엇으로 담그나요?", doc="김치는 무로도 담급니다.")
+    assert other.sections["요약"] == ["- 김치는 무로도 담급니다. [1]"]
 
 
 @pytest.mark.parametrize("wrong", [0, -5, 10**20])

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from tests.training.test_trainer import run_to, session
-from twingpt.answers.ask import library_of
 from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
@@ -30,6 +29,7 @@ from twingpt.serve.service import ServedModel
 from twingpt.training.lock import RunLock
 from twingpt.training.session import TrainRequest, open_session
 from twingpt.weights.checkpoint import CheckpointStore
+from twingpt.weights.run_folder import library_of
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.prompts import question_prompt, text_prompt
-from twingpt.generation.writing import load_tokenizer
 from twingpt.interchange.convert import convert_model, read_model
 from twingpt.weights.checkpoint import CheckpointStore, Progress
+from twingpt.weights.run_folder import load_tokenizer
 
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, 60), dtype=np.int32)
 # Largest logit error measured over every model here: 1.6e-5.

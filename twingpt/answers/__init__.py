@@ -1,1 +1,1 @@
-"""What a model can do on documents that it has not seen: answers written to their questions, and measured."""
+"""Answers from the user's own text: passages found, their own sentences, contacts and sources."""

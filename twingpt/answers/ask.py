@@ -1,25 +1,20 @@
 """`twingpt ask`: the passages that a question asks for, and an answer made of their own sentences."""
 
-import contextlib
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from twingpt.answers.answer import Answer, Source
 from twingpt.answers.contacts import contact_section
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.errors import UsageError
 from twingpt.data.contacts import standardise
-from twingpt.data.files import CLEANED_FILE, LIBRARY_FILE, TOKENIZER_FILE
+from twingpt.data.files import LIBRARY_FILE
 from twingpt.data.library.build import build_library, split_document
 from twingpt.data.library.search import NEAR, Library, Passage
 from twingpt.data.library.sentences import FoundSentence, best_sentences, sentences
 from twingpt.data.samples.summary import Group, group_of
 from twingpt.data.text.clean import cleaned
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
-from twingpt.generation.prompts import trained_on_arrays
-from twingpt.generation.writing import check_tokenizer
-from twingpt.weights.checkpoint import CheckpointStore, find_checkpoint, read_progress
 
 PASSAGES = 5
 SUMMARY_SENTENCES = 3
@@ -64,34 +59,6 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
         "상세 설명": _detail(units, summary),
     }
     return Answer(question, found=True, sections=sections, sources=sources)
-
-
-def library_of(path: Path) -> Path:
-    """The library of a run, of a checkpoint's run, or of DATA; which need not have one.
-
-    Raises TwinGPTError for a path that is none of them, for a run that never had a text, and for one in whose folder
-    the files are of another.
-    """
-    if not any((path / name).is_file() for name in (LIBRARY_FILE, CLEANED_FILE, "config.toml")):
-        path = find_checkpoint(path).parent.parent
-    _check_run(path)
-    library = path / LIBRARY_FILE
-    if not library.is_file() and trained_on_arrays(path):
-        raise TwinGPTError(
-            f"{path} was trained on arrays of tokens, so there is no text to answer from: name the text with --doc, "
-            "or a DATA that `twingpt prepare` wrote"
-        )
-    return library
-
-
-def _check_run(path: Path) -> None:
-    """The tokenizer came there with the library, and the newest checkpoint says which it was."""
-    steps = CheckpointStore(path).steps()
-    if steps and (path / TOKENIZER_FILE).is_file():
-        with contextlib.suppress(OSError):
-            sha256 = hashlib.sha256((path / TOKENIZER_FILE).read_bytes()).hexdigest()
-            fingerprint = read_progress(CheckpointStore(path).path(steps[-1]))[0].fingerprint
-            check_tokenizer(path / TOKENIZER_FILE, sha256, fingerprint)
 
 
 def ask_document(text: str, question: str) -> Answer:

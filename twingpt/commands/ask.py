@@ -60,8 +60,9 @@ def ask(
 
 def _answerer(run: Path, doc: Path | None, stack: ExitStack) -> "Callable[[str], Answer]":
     """What answers a question from the run's library or from a document; open until the stack is closed."""
-    from twingpt.answers.ask import ask_document, ask_library, library_of
+    from twingpt.answers.ask import ask_document, ask_library
     from twingpt.data.library.search import Library
+    from twingpt.weights.run_folder import library_of
 
     if doc is not None:
         from twingpt.generation.prompts import read_text

@@ -15,8 +15,8 @@ from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
 
 if TYPE_CHECKING:
-    from twingpt.answers.evaluation import Answered, AnswerSettings
     from twingpt.core.sampling import Sampling
+    from twingpt.evaluation.held_out import Answered, AnswerSettings
     from twingpt.generation.batching import Request
     from twingpt.generation.model import Model
 
@@ -187,10 +187,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Loss, perplexity and bits per byte over the whole validation split, and answers about its documents."""
-    from twingpt.answers.evaluation import AnswerSettings, figures, write_answers
     from twingpt.core.sampling import Sampling
     from twingpt.data.tokens.batches import Batches
     from twingpt.data.tokens.manifest import Manifest
+    from twingpt.evaluation.held_out import AnswerSettings, figures, write_answers
     from twingpt.generation.model import load
     from twingpt.training.validation import evaluate as evaluate_loss
 
@@ -243,8 +243,8 @@ def _answers(
     from rich.console import Console
     from rich.progress import Progress
 
-    from twingpt.answers.evaluation import answer_all, held_out_questions
-    from twingpt.generation.writing import open_contacts
+    from twingpt.evaluation.held_out import answer_all, held_out_questions
+    from twingpt.weights.run_folder import open_contacts
 
     samples = held_out_questions(data, number, seed) if number else []
     if not samples:

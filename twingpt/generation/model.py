@@ -18,20 +18,13 @@ from twingpt.core.spec import GPTSpec
 from twingpt.data.files import TOKENIZER_FILE
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Constraint, Request
-from twingpt.generation.prompts import placeholder_values, question_prompt, text_prompt, trained_on_placeholders
-from twingpt.generation.writing import (
-    Written,
-    answer_form,
-    check_tokenizer,
-    load_tokenizer,
-    open_contacts,
-    stop_tokens,
-    stream_text,
-    write_side_by_side,
-)
+from twingpt.generation.prompts import placeholder_values, question_prompt, text_prompt
+from twingpt.generation.writing import Written, answer_form, stop_tokens, stream_text, write_side_by_side
 from twingpt.weights.checkpoint import Checkpoint, load_checkpoint
+from twingpt.weights.run_folder import check_tokenizer, library_of, load_tokenizer, open_contacts, trained_on_placeholders
 
 if TYPE_CHECKING:
+    from twingpt.answers.answer import Answer
     from twingpt.data.library.contact_store import ContactStore
 
 
@@ -152,6 +145,21 @@ class Model:
             structured=structured,
         )
         return "".join(pieces)
+
+    def ask(self, question: str, *, doc: str | None = None) -> Answer:
+        """What the run's own text answers, or a document's, in sentences that stand there: nothing is written freely.
+
+        Raises UsageError if the question is empty, TwinGPTError if the run has no library.
+        """
+        from twingpt.answers.ask import ask_document, ask_library
+        from twingpt.data.library.search import Library
+
+        if doc is not None:
+            return ask_document(doc, question)
+        if self.run_dir is None:
+            raise TwinGPTError("the model has no folder, so there is no library to answer from: give a document")
+        with Library(library_of(self.run_dir)) as library:
+            return ask_library(library, question)
 
     def pieces(self, request: Request) -> Iterator[str]:
         """The text of one request in whole characters as they come."""

@@ -1,11 +1,8 @@
 """From what a person gives to the tokens that a model reads: cleaned as the training text was, then the template."""
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data.files import ARRAYS
 from twingpt.data.tokens.template import prompt_segments
 from twingpt.data.tokens.tokenizer import Tokenizer
 
@@ -39,24 +36,6 @@ def read_text(path: Path) -> str:
     if not text:
         raise TwinGPTError(f"{path} holds no text")
     return text
-
-
-def trained_on_placeholders(run_dir: Path) -> bool:
-    """Whether `prepare --contacts mask` made the text of a run; False for one that does not say so."""
-    return bool(_said_of(run_dir, "contacts") == "mask")
-
-
-def trained_on_arrays(run_dir: Path) -> bool:
-    """Whether a run knows tokens only, and no text."""
-    return bool(_said_of(run_dir, "data") == ARRAYS)
-
-
-def _said_of(run_dir: Path, name: str) -> Any:
-    """A setting at the top of a run's config.toml; None where there is none that can be read."""
-    try:
-        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8-sig")).get(name)
-    except (OSError, ValueError):
-        return None
 
 
 def question_prompt(

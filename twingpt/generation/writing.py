@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.files import CONTACTS_FILE, TOKENIZER_FILE
+from twingpt.data.files import CONTACTS_FILE
 from twingpt.data.tokens.template import END_ANSWER, END_SUMMARY, EOS
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Batcher, FinishReason, Request
 from twingpt.generation.pieces import Piece, TextWriter
-from twingpt.generation.prompts import trained_on_arrays
 
 if TYPE_CHECKING:
     from twingpt.data.library.contact_store import ContactStore
@@ -101,33 +99,6 @@ def stop_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(tokenizer.id(mark) for mark in (END_ANSWER, END_SUMMARY, EOS))
 
 
-def load_tokenizer(run_dir: Path) -> Tokenizer:
-    """Raises TwinGPTError if the run has no tokenizer, or a damaged one."""
-    path = run_dir / TOKENIZER_FILE
-    if not path.is_file() and trained_on_arrays(run_dir):
-        raise TwinGPTError(
-            f"{run_dir} was trained on arrays of tokens, so it has no tokenizer to read or write text with: "
-            f"put the {TOKENIZER_FILE} there that made the arrays, if twingpt made it"
-        )
-    if not path.is_file():
-        raise TwinGPTError(f"{path} is missing: copy the tokenizer.json that the model was trained with there")
-    # A prompt is encoded before the fast encoder is ready.
-    return Tokenizer.load(path, fast=False)
-
-
-def check_tokenizer(path: Path, sha256: str, fingerprint: dict[str, str]) -> None:
-    """Raises TwinGPTError if a tokenizer is not the one that a checkpoint, with this fingerprint, was trained with.
-
-    path: where it lies. A checkpoint that was trained on arrays of tokens does not say which it was.
-    """
-    recorded = fingerprint.get("tokenizer", sha256)
-    if recorded != sha256:
-        raise TwinGPTError(
-            f"{path} is not the tokenizer that the model was trained with ({recorded[:12]}… there, {sha256[:12]}… "
-            f"here): put the {TOKENIZER_FILE} of its own DATA in its place"
-        )
-
-
 def with_contacts(text: str, request: Request, store: ContactStore | None, *, fill_in: bool) -> str:
     """An answer whose telephone numbers can be trusted, or are marked.
 
@@ -158,11 +129,3 @@ def with_contacts(text: str, request: Request, store: ContactStore | None, *, fi
         if not fill_in:
             break
     return text
-
-
-def open_contacts(run_dir: Path) -> ContactStore | None:
-    """The store that `train` copied from DATA, if there is one. Raises TwinGPTError if it is damaged."""
-    from twingpt.data.library.contact_store import ContactStore
-
-    path = run_dir / CONTACTS_FILE
-    return ContactStore.open(path) if path.is_file() else None

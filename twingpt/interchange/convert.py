@@ -15,8 +15,6 @@ from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL, check_state, first_not_finite
 from twingpt.data.files import TOKENIZER_FILE
 from twingpt.data.prepare.settings import Contacts
-from twingpt.generation.prompts import trained_on_placeholders
-from twingpt.generation.writing import check_tokenizer
 from twingpt.interchange.foreign_tokenizer import ExportTokenizer, copy_foreign, modelfile
 from twingpt.training.config import RunConfig, TrainConfig
 from twingpt.weights import gguf, huggingface
@@ -30,6 +28,7 @@ from twingpt.weights.checkpoint import (
 from twingpt.weights.foreign import SOURCES, Source, detect_format, import_torch, load_pickle
 from twingpt.weights.format import load_tensors
 from twingpt.weights.huggingface import Types, export_hf, import_hf, read_json
+from twingpt.weights.run_folder import check_tokenizer, trained_on_placeholders
 from twingpt.weights.targets import TARGETS, Target, approximable, check
 
 IMPORTED_FILE = "imported.json"

@@ -19,10 +19,10 @@ from twingpt.data.library.search import Library
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.answer_form import SECTION_HEADS
 from twingpt.generation.model import Model, default_backend, open_model
-from twingpt.generation.writing import load_tokenizer, open_contacts
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker
 from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, find_checkpoint, read_checkpoint
+from twingpt.weights.run_folder import load_tokenizer, open_contacts
 
 READ_ATTEMPTS = 3
 SUGGESTED = 4

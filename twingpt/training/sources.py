@@ -22,9 +22,8 @@ from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.model import Model
-from twingpt.generation.prompts import trained_on_arrays
-from twingpt.generation.writing import load_tokenizer
 from twingpt.training.config import CONFIG_FILE, TrainConfig
+from twingpt.weights.run_folder import load_tokenizer, trained_on_arrays
 
 FILES_OF_A_RUN = (TOKENIZER_FILE, CONTACTS_FILE, LIBRARY_FILE)
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twingpt.answers.metrics import Measures, measure, summarise, to_dict
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.data.files import SAMPLES_FILE
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.text.corpus import seeded_order
 from twingpt.data.tokens.template import Sample
+from twingpt.evaluation.metrics import Measures, measure, summarise, to_dict
 from twingpt.generation.model import Model
 from twingpt.generation.writing import with_contacts
 

@@ -4,8 +4,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_engine
-from twingpt.answers.evaluation import AnswerSettings, answer_all, figures, held_out_questions, write_answers
-from twingpt.answers.metrics import measure, repetition, rouge_l, summarise
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
@@ -13,6 +11,8 @@ from twingpt.data.contacts import standardise
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.evaluation.held_out import AnswerSettings, answer_all, figures, held_out_questions, write_answers
+from twingpt.evaluation.metrics import measure, repetition, rouge_l, summarise
 from twingpt.generation.batching import Request
 from twingpt.generation.model import Model
 

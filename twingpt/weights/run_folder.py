@@ -1,0 +1,98 @@
+"""What lies in a run's folder beside its checkpoints: tokenizer, contacts, library, and what its settings say."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
+from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.weights.checkpoint import CheckpointStore, find_checkpoint, read_progress
+
+if TYPE_CHECKING:
+    from twingpt.data.library.contact_store import ContactStore
+
+
+def trained_on_placeholders(run_dir: Path) -> bool:
+    """Whether `prepare --contacts mask` made the text of a run; False for one that does not say so."""
+    return bool(_said_of(run_dir, "contacts") == "mask")
+
+
+def trained_on_arrays(run_dir: Path) -> bool:
+    """Whether a run knows tokens only, and no text."""
+    return bool(_said_of(run_dir, "data") == ARRAYS)
+
+
+def _said_of(run_dir: Path, name: str) -> Any:
+    """A setting at the top of a run's config.toml; None where there is none that can be read."""
+    try:
+        return tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8-sig")).get(name)
+    except (OSError, ValueError):
+        return None
+
+
+def load_tokenizer(run_dir: Path) -> Tokenizer:
+    """Raises TwinGPTError if the run has no tokenizer, or a damaged one."""
+    path = run_dir / TOKENIZER_FILE
+    if not path.is_file() and trained_on_arrays(run_dir):
+        raise TwinGPTError(
+            f"{run_dir} was trained on arrays of tokens, so it has no tokenizer to read or write text with: "
+            f"put the {TOKENIZER_FILE} there that made the arrays, if twingpt made it"
+        )
+    if not path.is_file():
+        raise TwinGPTError(f"{path} is missing: copy the tokenizer.json that the model was trained with there")
+    # A prompt is encoded before the fast encoder is ready.
+    return Tokenizer.load(path, fast=False)
+
+
+def check_tokenizer(path: Path, sha256: str, fingerprint: dict[str, str]) -> None:
+    """Raises TwinGPTError if a tokenizer is not the one that a checkpoint, with this fingerprint, was trained with.
+
+    path: where it lies. A checkpoint that was trained on arrays of tokens does not say which it was.
+    """
+    recorded = fingerprint.get("tokenizer", sha256)
+    if recorded != sha256:
+        raise TwinGPTError(
+            f"{path} is not the tokenizer that the model was trained with ({recorded[:12]}… there, {sha256[:12]}… "
+            f"here): put the {TOKENIZER_FILE} of its own DATA in its place"
+        )
+
+
+def open_contacts(run_dir: Path) -> ContactStore | None:
+    """The store that `train` copied from DATA, if there is one. Raises TwinGPTError if it is damaged."""
+    from twingpt.data.library.contact_store import ContactStore
+
+    path = run_dir / CONTACTS_FILE
+    return ContactStore.open(path) if path.is_file() else None
+
+
+def library_of(path: Path) -> Path:
+    """The library of a run, of a checkpoint's run, or of DATA; which need not have one.
+
+    Raises TwinGPTError for a path that is none of them, for a run that never had a text, and for one in whose folder
+    the files are of another.
+    """
+    if not any((path / name).is_file() for name in (LIBRARY_FILE, CLEANED_FILE, "config.toml")):
+        path = find_checkpoint(path).parent.parent
+    _check_run(path)
+    library = path / LIBRARY_FILE
+    if not library.is_file() and trained_on_arrays(path):
+        raise TwinGPTError(
+            f"{path} was trained on arrays of tokens, so there is no text to answer from: name the text with --doc, "
+            "or a DATA that `twingpt prepare` wrote"
+        )
+    return library
+
+
+def _check_run(path: Path) -> None:
+    """The tokenizer came there with the library, and the newest checkpoint says which it was."""
+    steps = CheckpointStore(path).steps()
+    if steps and (path / TOKENIZER_FILE).is_file():
+        with contextlib.suppress(OSError):
+            sha256 = hashlib.sha256((path / TOKENIZER_FILE).read_bytes()).hexdigest()
+            fingerprint = read_progress(CheckpointStore(path).path(steps[-1]))[0].fingerprint
+            check_tokenizer(path / TOKENIZER_FILE, sha256, fingerprint)
