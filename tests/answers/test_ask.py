@@ -19,7 +19,7 @@ from twingpt.data.library.dates import newest_date
 from twingpt.data.library.search import Library
 from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
-from twingpt.data.text.clean import cleaned
+from twingpt.data.text.characters import cleaned
 from twingpt.data.text.corpus import Documents
 from twingpt.data.text.documents import BULLET
 

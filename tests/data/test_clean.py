@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from twingpt.data.text import clean
 from twingpt.data.text.changes import Changes
+from twingpt.data.text.characters import break_line, clean_text
 from twingpt.data.text.clean import (
     CleanSettings,
     boilerplate_hashes,
-    break_line,
     chunks,
     clean_chunk,
-    clean_text,
     is_junk,
     line_hash,
     split_documents,

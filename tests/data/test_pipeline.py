@@ -22,7 +22,7 @@ from twingpt.data.prepare import parallel, pipeline, write_samples
 from twingpt.data.prepare.inspect import inspect_data
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 from twingpt.data.prepare.stages import STATE_FOLDER, Workspace
-from twingpt.data.text import clean
+from twingpt.data.text import characters, clean
 from twingpt.data.text.corpus import Documents
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.pack import read_samples
@@ -423,7 +423,7 @@ def test_one_line_of_50_megabytes(tmp_path: Path, korean_text: Text) -> None:
     assert report["clean"]["cleaned_bytes"] > 49_000_000
     assert (
         max(len(line) for document in Documents(tmp_path / "data" / "cleaned.txt") for line in document.split("\n"))
-        <= 1.1 * clean.MAX_LINE
+        <= 1.1 * characters.MAX_LINE
     )
 
 

@@ -13,7 +13,7 @@ from twingpt.data.library.build import build_library, split_document
 from twingpt.data.library.search import NEAR, Library, Passage
 from twingpt.data.library.sentences import FoundSentence, best_sentences, sentences
 from twingpt.data.samples.summary import Group, group_of
-from twingpt.data.text.clean import cleaned
+from twingpt.data.text.characters import cleaned
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
 
 PASSAGES = 5

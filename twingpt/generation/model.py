@@ -21,7 +21,13 @@ from twingpt.generation.batching import Constraint, Request
 from twingpt.generation.prompts import placeholder_values, question_prompt, text_prompt
 from twingpt.generation.writing import Written, answer_form, stop_tokens, stream_text, write_side_by_side
 from twingpt.weights.checkpoint import Checkpoint, load_checkpoint
-from twingpt.weights.run_folder import check_tokenizer, library_of, load_tokenizer, open_contacts, trained_on_placeholders
+from twingpt.weights.run_folder import (
+    check_tokenizer,
+    library_of,
+    load_tokenizer,
+    open_contacts,
+    trained_on_placeholders,
+)
 
 if TYPE_CHECKING:
     from twingpt.answers.answer import Answer

@@ -11,9 +11,9 @@ MAX_UNDECODABLE = 0.01
 
 
 def cleaned(text: str) -> str:
-    """Text as `prepare` leaves it: see twingpt.data.text.clean.cleaned."""
+    """Text as `prepare` leaves it: see twingpt.data.text.characters.cleaned."""
     # Not before it is asked for: it takes a moment to import.
-    from twingpt.data.text.clean import cleaned as clean
+    from twingpt.data.text.characters import cleaned as clean
 
     return clean(text)
 
