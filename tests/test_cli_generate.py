@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import EXAMPLE
 from twingpt.cli import main
-from twingpt.generation.answer_form import SECTION_HEADS, in_order
+from twingpt.generation.answer_sections import SECTION_HEADS, in_order
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:

@@ -291,7 +291,8 @@ def test_a_platform_question_is_found(tmp_path: Path) -> None:
 def test_start_up_loads_no_framework(code: str) -> None:
     program = (
         "import sys, contextlib\nfrom twingpt.cli import main\nwith contextlib.suppress(SystemExit):\n"
-        f"    {code}\nprint('LOADED', sorted({{'torch', 'mlx', 'numpy', 'tokenizers'}} & set(sys.modules)))"
+        f"    {code}\nprint('LOADED', sorted({{'torch', 'mlx', 'numpy', 'tokenizers', 'llguidance'}} "
+        "& set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "LOADED []"

@@ -12,7 +12,7 @@ from twingpt.data.contacts.labels import PLACEHOLDER
 from twingpt.data.library.contact_store import UNRESOLVED, ContactStore, fill
 from twingpt.data.library.verify import verify_numbers
 from twingpt.data.samples.summary import CONTACTS_HEAD, SUMMARY_HEAD
-from twingpt.generation.answer_form import SECTION_HEADS, in_order, section
+from twingpt.generation.answer_sections import SECTION_HEADS, in_order, section
 
 NGRAM = 4
 _UNITS = re.compile(r"[A-Za-z0-9]+|[^\W_]")
@@ -22,7 +22,7 @@ _UNITS = re.compile(r"[A-Za-z0-9]+|[^\W_]")
 class Measures:
     """Of one answer.
 
-    in_order: what every training answer has stands in its order, once, with content (answer_form.in_order).
+    in_order: what every training answer has stands in its order, once, with content (answer_sections.in_order).
     all_sections: the same of all four sections. finished: it ended by itself, not at the token limit.
     rouge_l: F-measure of the summary, 0-1.
     contacts_*: contacts of its section of contacts, by kind and value; None where the reference leaves the section out,

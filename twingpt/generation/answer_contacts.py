@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from twingpt.data.contacts.labels import PLACEHOLDER
 from twingpt.data.samples.summary import ABSENT, CONTACTS_HEAD, contact_lines
-from twingpt.generation.answer_form import SECTION_HEADS, split_sections
+from twingpt.generation.answer_sections import SECTION_HEADS, split_sections
 
 if TYPE_CHECKING:
     from twingpt.data.contacts import Contact

@@ -17,7 +17,7 @@ from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.library.search import Library
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.answer_form import SECTION_HEADS
+from twingpt.generation.answer_sections import SECTION_HEADS
 from twingpt.generation.model import Model, default_backend, open_model
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker

@@ -1,0 +1,115 @@
+"""Which tokens a grammar lets follow, by llguidance, for this project's tokenizer."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
+
+from twingpt.core.errors import TwinGPTError
+from twingpt.data.tokens.template import END_ANSWER, SPECIAL_TOKENS
+from twingpt.data.tokens.tokenizer import Tokenizer
+
+# What it says of a mistake goes into an error of ours, in one line, and not to standard error.
+_QUIET = 0
+_LIMITS = LLParserLimits(verbose_errors=False)
+
+
+class GrammarError(TwinGPTError):
+    """A grammar that cannot be used, or whose text cannot be written on."""
+
+
+class _Given:
+    """The tokenizer in the form that llguidance takes one of any kind.
+
+    Its own reader of tokenizer.json would make special tokens from text that looks like them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokens = [tokenizer.token_text(token) for token in range(tokenizer.vocab_size)]
+        self.special_token_ids = list(range(len(SPECIAL_TOKENS)))
+        self.eos_token_id = tokenizer.id(END_ANSWER)
+        self.bos_token_id = tokenizer.bos_id
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._encode(text.decode())
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
+    """About 10 microseconds a token to make."""
+    return LLTokenizer(TokenizerWrapper(_Given(tokenizer)))
+
+
+class Matcher:
+    """One text under a grammar while it is written.
+
+    Special tokens never come, except [/ANSWER], which stands for every token that ends a text: it comes where the text
+    is complete.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, grammar: str) -> "Matcher":
+        """At the start of a text. grammar: in Lark's syntax, or as llguidance writes one of a schema or regex.
+
+        Raises GrammarError if it cannot be used.
+        """
+        matcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=_QUIET, limits=_LIMITS)
+        _check(matcher)
+        return cls(matcher, tokenizer.vocab_size)
+
+    def copy(self) -> "Matcher":
+        """Where this one stands, to go on by itself."""
+        return Matcher(self._matcher.deep_copy(), self._vocab_size)
+
+    def mask(self) -> NDArray[np.bool_]:
+        """bool [V]: which tokens may come next, in a new array.
+
+        Raises GrammarError where the grammar is too complex.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        _check(self._matcher)
+        return np.unpackbits(bits, bitorder="little", count=self._vocab_size).view(np.bool_)
+
+    def push(self, token: int) -> None:
+        """Raises GrammarError if the token may not stand here."""
+        self._matcher.consume_token(token)
+        _check(self._matcher)
+
+
+def _check(matcher: LLMatcher) -> None:
+    if matcher.is_error():
+        raise GrammarError(first_line(matcher.get_error()))
+
+
+def first_line(message: str) -> str:
+    """What llguidance says of a mistake, without the state of its parser."""
+    return message.strip().splitlines()[0] if message.strip() else "no reason was given"
+
+
+def only(tokens: Sequence[int], vocab_size: int) -> NDArray[np.bool_]:
+    """bool [V]: these tokens and no other."""
+    mask = np.zeros(vocab_size, dtype=np.bool_)
+    mask[list(tokens)] = True
+    return mask
+
+
+class ByteTokens:
+    """The tokens of single bytes: a text can be cut anywhere with them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._encode = tokenizer.encode
+        texts = ((token, tokenizer.token_text(token)) for token in range(len(SPECIAL_TOKENS), tokenizer.vocab_size))
+        self.single = {text[0]: token for token, text in reversed(list(texts)) if len(text) == 1}
+        self.within_a_character = only([self.single[byte] for byte in range(0x80, 0xC0)], tokenizer.vocab_size)
+        """bool [V]: the tokens of a byte that goes on with a character."""
+
+    def encode(self, text: bytes) -> list[int]:
+        """Tokens for bytes that may begin within a character: its rest goes byte by byte."""
+        cut = next((i for i, byte in enumerate(text) if byte & 0xC0 != 0x80), len(text))
+        return [self.single[byte] for byte in text[:cut]] + self._encode(text[cut:].decode())
