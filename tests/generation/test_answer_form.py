@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_engine
-from twingpt.core.errors import TwinGPTError
+from twingpt.core.errors import GrammarError, TwinGPTError
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.answer_form import AnswerForm
 from twingpt.generation.answer_sections import SECTION_HEADS, in_order, section, split_sections
 from twingpt.generation.batching import Batcher, Request
-from twingpt.generation.grammar import GrammarError
 
 WHOLE = (
     "요약:\n- 가.\n- 나.\n체크리스트:\n- 해야 할 일: 다.\n- 주의사항: 라\n"

@@ -117,6 +117,15 @@ def test_a_constraint_masks_and_hears_the_choice(engine: Backend, spec: GPTSpec)
     assert not set(found[free]) <= {50, 60, 70}
 
 
+def test_a_text_that_cannot_go_on_ends_and_the_others_go_on(engine: Backend, spec: GPTSpec) -> None:
+    batcher = Batcher(engine)
+    stuck = batcher.add(Request([1], Sampling(), 9, frozenset(), Only(spec.vocab_size, set())))
+    free = batcher.add(Request([1], Sampling(), 9))
+    events = drain(batcher)
+    assert [(event.token, event.finish_reason) for event in events[stuck]] == [(None, "length")]
+    assert len(events[free]) == 9
+
+
 def test_logprobs_are_the_models_own(engine: Backend) -> None:
     batcher = Batcher(engine, slots=1)
     handle = batcher.add(Request([1, 2], Sampling(temperature=0.3, top_k=1), 1, top_logprobs=3))

@@ -1,9 +1,11 @@
 """The official client, against a server on a socket."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 openai = pytest.importorskip("openai", reason="pip install openai")
 
@@ -68,3 +70,31 @@ def test_many_at_once_write_what_each_writes_alone(client: Any) -> None:
         together = list(pool.map(write, range(12)))
     assert together == alone
     assert len(set(alone)) == 12
+
+
+class Notice(BaseModel):
+    place: str
+    steps: list[str]
+    fee: int | None
+
+
+def test_a_response_format_is_read_back_by_the_client(client: Any) -> None:
+    answer = client.chat.completions.parse(
+        model="my-run",
+        messages=[{"role": "user", "content": "여권?"}],
+        response_format=Notice,
+        max_completion_tokens=120,
+        seed=1,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Notice)
+    free = client.chat.completions.create(
+        model="my-run",
+        messages=[{"role": "user", "content": "여권?"}],
+        response_format={"type": "json_object"},
+        max_completion_tokens=60,
+        extra_body={"top_k": 0},
+    )
+    assert isinstance(json.loads(free.choices[0].message.content), dict)
+    with pytest.raises(openai.BadRequestError, match="Invalid type"):
+        client.completions.create(model="my-run", prompt="x", extra_body={"guided_json": {"type": "text"}})

@@ -54,6 +54,10 @@ class StoppedError(Exception):
         self.exit_code = exit_code
 
 
+class GrammarError(TwinGPTError):
+    """A grammar, schema or pattern that cannot be used, or a text that does not follow one."""
+
+
 class PeerLostError(TwinGPTError):
     """One of several ranks is gone, so that the others cannot go on."""
 

@@ -24,7 +24,7 @@ from twingpt.data.samples.summary import (
 from twingpt.data.tokens.template import END_ANSWER
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.answer_sections import SECTION_HEADS
-from twingpt.generation.grammar import ByteTokens, Matcher, only
+from twingpt.generation.grammar import UNFORCED, ByteTokens, Matcher, only
 
 _HEADS = tuple(head.encode() for head in SECTION_HEADS)
 _LAST = len(SECTION_HEADS) - 1
@@ -37,9 +37,7 @@ _NEWLINE = ord("\n")
 _SHARES = (0.4, 0.75, 0.9, 1.0)
 _SOFT = 0.7
 
-# Without no_forcing, heads would have to be cut as the tokenizer cuts them.
 _GRAMMAR = r"""
-%llguidance {"no_forcing": true}
 start: summary checklist contacts detail
 summary: SUMMARY (ABSENT | point+)
 checklist: CHECKLIST (ABSENT | todo bring? caution? | bring caution? | caution)
@@ -63,7 +61,7 @@ def _grammar() -> str:
     texts |= {name: f"\n{head} " for name, head in zip(("TODO", "BRING", "CAUTION"), _GROUP_HEADS, strict=True)}
     texts["ABSENT"] = f" {ABSENT}"
     named = [f"{name}: {_quoted(text)}" for name, text in texts.items()]
-    return "\n".join([_GRAMMAR, f"HEAD: {' | '.join(map(_quoted, HEADS))}", *named])
+    return "\n".join([_GRAMMAR, f"HEAD: {' | '.join(map(_quoted, HEADS))}", *named, UNFORCED])
 
 
 def _quoted(text: str) -> str:

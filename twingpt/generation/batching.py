@@ -19,7 +19,10 @@ class Constraint(Protocol):
     """What one sequence may say next. It lives as long as its sequence and serves no other."""
 
     def allowed(self) -> NDArray[np.bool_] | None:
-        """bool [V], at least one of them true; None = every token. Read before the next call, then stale."""
+        """bool [V], or None for every token. Read before the next call, then stale.
+
+        Where none is true the text cannot go on, and ends as if its tokens were used up.
+        """
 
     def push(self, token: int) -> None:
         """The token that was chosen; the stop token is not told."""
@@ -68,8 +71,8 @@ class Logprobs:
 class Event:
     """One sequence's part of a step.
 
-    token: None where it ended with a stop token, which is left out. finish_reason: None while it goes on; "length"
-    comes together with the last token.
+    token: None where it ended with a stop token, which is left out, or where nothing could follow. finish_reason: None
+    while it goes on; "length" comes together with the last token, or where nothing could follow.
     """
 
     handle: int
@@ -227,6 +230,8 @@ class Batcher:
     def _choose(self, sequence: _Sequence, logits: NDArray[np.float32]) -> Event:
         request = sequence.request
         allowed = request.constraint.allowed() if request.constraint is not None else None
+        if allowed is not None and not allowed.any():
+            return Event(sequence.handle, None, "length")
         seen = sequence.distinct.ids[: sequence.distinct.count] if sequence.distinct is not None else None
         token = sample(logits, request.sampling, sequence.length, seen, allowed)
         logprobs = _logprobs(logits, token, request.top_logprobs) if request.top_logprobs is not None else None

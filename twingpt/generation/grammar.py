@@ -7,17 +7,19 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
-from twingpt.core.errors import TwinGPTError
+from twingpt.core.errors import GrammarError
 from twingpt.data.tokens.template import END_ANSWER, SPECIAL_TOKENS
 from twingpt.data.tokens.tokenizer import Tokenizer
 
 # What it says of a mistake goes into an error of ours, in one line, and not to standard error.
 _QUIET = 0
+UNFORCED = '\n%llguidance {"no_forcing": true}'
+"""The last line of a grammar whose fixed texts may be cut into tokens in any way.
+
+Otherwise llguidance works out all that is fixed at every token, which can take seconds.
+"""
+_LONGEST_REASON = 300
 _LIMITS = LLParserLimits(verbose_errors=False)
-
-
-class GrammarError(TwinGPTError):
-    """A grammar that cannot be used, or whose text cannot be written on."""
 
 
 class _Given:
@@ -50,8 +52,8 @@ class Matcher:
     is complete.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: LLMatcher, vocab_size: int, end: int) -> None:
+        self._matcher, self._vocab_size, self._end = matcher, vocab_size, end
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, grammar: str) -> "Matcher":
@@ -59,13 +61,12 @@ class Matcher:
 
         Raises GrammarError if it cannot be used.
         """
-        matcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=_QUIET, limits=_LIMITS)
-        _check(matcher)
-        return cls(matcher, tokenizer.vocab_size)
+        matcher = new_matcher(_vocabulary(tokenizer), grammar)
+        return cls(matcher, tokenizer.vocab_size, tokenizer.id(END_ANSWER))
 
     def copy(self) -> "Matcher":
         """Where this one stands, to go on by itself."""
-        return Matcher(self._matcher.deep_copy(), self._vocab_size)
+        return Matcher(self._matcher.deep_copy(), self._vocab_size, self._end)
 
     def mask(self) -> NDArray[np.bool_]:
         """bool [V]: which tokens may come next, in a new array.
@@ -73,23 +74,40 @@ class Matcher:
         Raises GrammarError where the grammar is too complex.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        _check(self._matcher)
-        return np.unpackbits(bits, bitorder="little", count=self._vocab_size).view(np.bool_)
+        check(self._matcher)
+        mask = np.unpackbits(bits, bitorder="little", count=self._vocab_size).view(np.bool_)
+        # A grammar can name special tokens by their numbers.
+        mask[: len(SPECIAL_TOKENS)] = False
+        mask[self._end] = self._matcher.is_accepting()
+        return mask
 
     def push(self, token: int) -> None:
         """Raises GrammarError if the token may not stand here."""
         self._matcher.consume_token(token)
-        _check(self._matcher)
+        check(self._matcher)
 
 
-def _check(matcher: LLMatcher) -> None:
+def new_matcher(tokens: LLTokenizer, grammar: str) -> LLMatcher:
+    """llguidance's own matcher over a vocabulary of its own. Raises GrammarError if the grammar cannot be used."""
+    matcher = LLMatcher(tokens, grammar, log_level=_QUIET, limits=_LIMITS)
+    check(matcher)
+    return matcher
+
+
+def check(matcher: LLMatcher) -> None:
+    """Raises GrammarError if llguidance, which raises nothing itself, met a mistake."""
     if matcher.is_error():
-        raise GrammarError(first_line(matcher.get_error()))
+        raise GrammarError(_one_line(matcher.get_error()))
 
 
-def first_line(message: str) -> str:
-    """What llguidance says of a mistake, without the state of its parser."""
-    return message.strip().splitlines()[0] if message.strip() else "no reason was given"
+def _one_line(message: str) -> str:
+    """What llguidance says of a mistake: its first line, and the reason that it may give further below."""
+    first, *others = message.strip().splitlines() or ["no reason was given"]
+    if "Too many items" in first or "max is" in first:
+        return "it is too complex"
+    first = first.split("failed to compile JSON schema: ")[-1]
+    reasons = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
+    return " ".join([first.strip(), *reasons[:1]])[:_LONGEST_REASON]
 
 
 def only(tokens: Sequence[int], vocab_size: int) -> NDArray[np.bool_]:
@@ -112,4 +130,8 @@ class ByteTokens:
     def encode(self, text: bytes) -> list[int]:
         """Tokens for bytes that may begin within a character: its rest goes byte by byte."""
         cut = next((i for i, byte in enumerate(text) if byte & 0xC0 != 0x80), len(text))
-        return [self.single[byte] for byte in text[:cut]] + self._encode(text[cut:].decode())
+        try:
+            return [self.single[byte] for byte in text[:cut]] + self._encode(text[cut:].decode())
+        except UnicodeDecodeError:
+            # Only a grammar that allows invalid UTF-8 on purpose comes here.
+            return [self.single[byte] for byte in text]

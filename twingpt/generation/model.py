@@ -32,6 +32,7 @@ from twingpt.weights.run_folder import (
 if TYPE_CHECKING:
     from twingpt.answers.answer import Answer
     from twingpt.data.library.contact_store import ContactStore
+    from twingpt.generation.structure import Structure
 
 
 MOST_NEW_TOKENS = 10_000_000
@@ -74,13 +75,16 @@ class Model:
         sampling: Sampling | None = None,
         max_new_tokens: int = 400,
         structured: bool = False,
+        structure: Structure | None = None,
         stops: tuple[str, ...] = (),
         top_logprobs: int | None = None,
     ) -> Request:
         """What to write: on from a text, or an answer to a question, from a document if one is given.
 
-        structured: an answer with all its sections in their order. Raises UsageError unless one of text and question is
-        given, TwinGPTError if the prompt leaves no room or max_new_tokens is too few for the form.
+        structured: an answer with all its sections in their order. structure: another form that the text must have;
+        then a document's placeholders stay as the model writes them. Raises UsageError unless one of text and question
+        is given, TwinGPTError if the prompt leaves no room, max_new_tokens is too few for the sections, or the
+        structure allows no text.
         """
         if (text is None) == (question is None):
             raise UsageError("give a text to write on from, or a question")
@@ -90,15 +94,19 @@ class Model:
             prompt = text_prompt(self.tokenizer, text)
         else:
             prompt = question_prompt(self.tokenizer, question or "", doc, self.spec.block_size, masked=self.masked)
+        ends = stop_tokens(self.tokenizer)
+        constraint = self._form(len(prompt), max_new_tokens) if structured else None
+        if structure is not None:
+            constraint = structure.constraint(self.tokenizer, ends, max_new_tokens)
         return Request(
             prompt,
             sampling or Sampling(),
             max_new_tokens,
-            ends=stop_tokens(self.tokenizer),
-            constraint=self._form(len(prompt), max_new_tokens) if structured else None,
+            ends=ends,
+            constraint=constraint,
             top_logprobs=top_logprobs,
             stops=stops,
-            contacts=placeholder_values(doc) if self.masked and doc is not None else {},
+            contacts=placeholder_values(doc) if self.masked and doc is not None and structure is None else {},
             text=text,
             question=question,
             doc=doc,

@@ -12,12 +12,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from twingpt.core.errors import TwinGPTError
+from twingpt.core.errors import GrammarError, TwinGPTError
 from twingpt.generation.batching import Request as TextRequest
 from twingpt.generation.model import Model
 from twingpt.generation.pieces import Piece, TokenLogprob
 from twingpt.generation.writing import with_contacts
 from twingpt.serve.asking import Asking
+from twingpt.serve.formats import structure_of
 from twingpt.serve.responses import Shape, contact_spans, usage
 from twingpt.serve.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from twingpt.serve.security import error_body
@@ -194,7 +195,7 @@ async def _unless_gone(work: Any, receive: Receive, generation: Generation) -> A
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
-    # Bringing a document's contacts into form takes a while: not in the loop, and one at a time.
+    # Bringing a document's contacts into form takes a while, as does a schema: not in the loop, and one at a time.
     encoding = asyncio.Lock()
     asking = Asking(service)
 
@@ -216,8 +217,12 @@ def routes(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Write on from a text."""
         _check_model(service, body.model)
-        model = _model(service)
-        wanted = model.request(body.text, **_options(service, body))
+        model, options = _model(service), _options(service, body)
+        if body.forms:
+            async with encoding:
+                wanted = await asyncio.to_thread(_request, model, body, options, text=body.text)
+        else:
+            wanted = _request(model, body, options, text=body.text)
         # What of a long text the model sees; to look for contacts in the rest would only take time.
         seen = service.tokenizer.decode(wanted.prompt[-model.spec.block_size :])
         generation = Generation(service, body, dataclasses.replace(wanted, text=seen), _client(request, body.user))
@@ -227,10 +232,11 @@ def routes(service: Service) -> APIRouter:
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a question: the run's name from its text, with sources; NAME:free as the model writes.
 
-        A run without a library answers as its model writes.
+        A run without a library answers as its model writes, as does one that is asked for a form of the answer.
         """
         _check_model(service, body.model)
-        if body.model != service.free_name and body.format is None and service.library.is_file():
+        free = body.model == service.free_name or body.format is not None or body.forms
+        if not free and service.library.is_file():
             return await asking.respond(body)
         if service.template == "plain":
             raise RefusalError(400, "this model was trained on plain text: use /v1/completions", "no_chat_template")
@@ -278,7 +284,21 @@ def _chat_request(service: Service, model: Model, body: ChatRequest) -> TextRequ
         message = f"the document is longer than the model's context of {block_size} tokens: give the part that matters"
         raise RefusalError(400, message, "context_length_exceeded")
     structured = body.format == "answer"
-    return model.request(question=body.question, doc=body.doc, structured=structured, **_options(service, body))
+    options = _options(service, body)
+    return _request(model, body, options, question=body.question, doc=body.doc, structured=structured)
+
+
+def _request(
+    model: Model, body: CompletionRequest | ChatRequest, options: dict[str, Any], **prompt: Any
+) -> TextRequest:
+    """The job for the engine, with its form worked out, which may take a while."""
+    structure = None
+    try:
+        for kind, form in body.forms:
+            structure = structure_of(kind, form)
+        return model.request(**prompt, **options, structure=structure)
+    except GrammarError as error:
+        raise RefusalError(400, f"{body.forms[0][0]}: {error}", "invalid_response_format") from None
 
 
 def _check_model(service: Service, name: str | None) -> None:

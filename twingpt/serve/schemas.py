@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from twingpt.core.sampling import Sampling
+from twingpt.serve.formats import FormFields
 
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 200
@@ -25,11 +26,7 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class TextFormat(_Strict):
-    type: Literal["text"]
-
-
-class _Generation(_Strict):
+class _Generation(FormFields):
     """What both kinds of request share. Beyond OpenAI's: top_k, min_p,
     repetition_penalty, and how contacts are treated.
     """
@@ -89,7 +86,17 @@ class _Generation(_Strict):
             raise ValueError(f"stop: at most {MAX_STOPS} sequences")
         if self.fill_contacts and self.verify_contacts:
             raise ValueError("give either fill_contacts or verify_contacts")
+        self._one_form()
         return self
+
+    def _one_form(self) -> None:
+        forms = self.forms
+        if len(forms) > 1:
+            raise ValueError("give one of response_format, structured_outputs and guided_*, with one form in it")
+        if forms and self.rewrites_contacts:
+            raise ValueError("fill_contacts and verify_contacts would change the form that is asked for")
+        if forms and forms[0][0] == "json" and self.stops:
+            raise ValueError("stop could end JSON before its end: leave it out")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -176,7 +183,6 @@ class ChatRequest(_Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     format: Annotated[Literal["answer"] | None, Field(description="Hold the answer to the trained form.")] = None
-    response_format: TextFormat | None = None
     tools: list[Any] | None = None
     tool_choice: Any | None = None
     functions: list[Any] | None = None
@@ -200,6 +206,8 @@ class ChatRequest(_Generation):
             raise ValueError("messages: the last one must be the user's, it is the question")
         if not self.question.strip():
             raise ValueError("messages: the last one is empty")
+        if self.format is not None and self.forms:
+            raise ValueError("format: give either it or another form of the answer")
         if self.document is not None and self.system_text is not None:
             raise ValueError("the document comes either in `document` or as the system message, not both")
         return self
