@@ -170,7 +170,7 @@ class ShortestEnd:
         """The fewest digits after which a number may end; none where it takes more than are tried."""
         for count in range(2, _MOST_DIGITS + 1):
             for digits in product(_DIGITS, repeat=count):
-                if any(self._matcher.validate_tokens([*digits, closer]) > count for closer in closers):
+                if any(self._matcher.validate_tokens([*digits, end]) > count for end in (*closers, _END)):
                     return list(digits)
         return []
 
