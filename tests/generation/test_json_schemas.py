@@ -221,3 +221,10 @@ def test_a_format_is_what_validators_take_it_for(name: str, wrong: str, right: s
     assert way(schema, f'"{right}"'.encode()) == b""
     with pytest.raises(GrammarError):
         way(schema, f'"{wrong}"'.encode())
+
+
+def test_a_constant_that_looks_like_a_schema_is_written_as_it_stands(tokenizer: Tokenizer) -> None:
+    constant = {"format": "date", "required": ["b"], "properties": {"a": 1, "b": 2}}
+    text, whole = write(json_structure({"const": constant}), tokenizer, ROOM, 0)
+    assert whole
+    assert json.loads(text) == constant

@@ -32,6 +32,7 @@ _EXPONENT = re.compile(rb"[-+.0-9]*[eE][-+0-9]*")
 
 # How llguidance reads a schema. Anything else would let by what the schema does not allow.
 _STRICT = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+_NO_SCHEMAS = ("const", "enum", "default", "examples")
 # llguidance knows formats as regular expressions, which know no leap years and do not count the characters of a name.
 # What these add leaves out a little more than what is wrong.
 _DATE = "^[1-9][0-9]{3}-(0[13-9]|1[0-2]|02-[01]|02-2[0-8])"
@@ -80,18 +81,24 @@ def json_structure(schema: dict[str, Any] | str) -> Structure:
         if not isinstance(read, dict):
             raise GrammarError("a JSON schema is an object")
         patterns: set[str] = set()
-        text = json.dumps({**_simplest(read, patterns), "x-guidance": _STRICT}, ensure_ascii=False)
+        text = json.dumps({**_simplest(read, patterns), "x-guidance": _STRICT})
         return Structure(f"start: %json {text}", json=True, examples=tuple(filter(None, _examples(sorted(patterns)))))
     except RecursionError:
         raise GrammarError("the JSON schema is nested too deeply") from None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise GrammarError(f"the JSON schema cannot be read: {error}") from None
 
 
 def regex_structure(pattern: str) -> Structure:
-    """Texts that a regular expression (Rust's syntax, without look-around) matches from end to end."""
-    # "d": a digit is one of ten, as in JSON schemas.
-    return Structure(f"start: /{regex_to_lark(pattern, 'd')}/", examples=tuple(_literals(pattern)))
+    """Texts that a regular expression (Rust's syntax, without look-around) matches from end to end.
+
+    Raises GrammarError if it is no UTF-8.
+    """
+    try:
+        # "d": a digit is one of ten, as in JSON schemas.
+        return Structure(f"start: /{regex_to_lark(pattern, 'd')}/", examples=tuple(_literals(pattern)))
+    except UnicodeEncodeError:
+        raise GrammarError("the pattern holds a lone surrogate") from None
 
 
 def grammar_structure(grammar: str) -> Structure:
@@ -120,7 +127,7 @@ def _simplest(schema: dict[str, Any], patterns: set[str]) -> dict[str, Any]:
             return [simpler(one) for one in value]
         if not isinstance(value, dict):
             return value
-        copied = {key: simpler(one) for key, one in value.items()}
+        copied = {key: one if key in _NO_SCHEMAS else simpler(one) for key, one in value.items()}
         properties, required = copied.get("properties"), copied.get("required")
         if isinstance(properties, dict) and isinstance(required, list):
             first = [key for key in properties if key in required]
@@ -141,9 +148,10 @@ def _examples(patterns: Sequence[str]) -> Iterator[bytes]:
     A pattern may match anywhere in a string, and then nothing that may come next tells what it is waiting for.
     """
     for pattern in patterns[:_MOST_EXAMPLES]:
-        whole = regex_structure(pattern.removeprefix("^").removesuffix("$"))
-        found = [*whole.examples]
+        found: list[bytes] = []
         with suppress(GrammarError):
+            whole = regex_structure(pattern.removeprefix("^").removesuffix("$"))
+            found += whole.examples
             found.insert(0, whole.shortest_end().way or b"")
         for text in found:
             yield json.dumps(text.decode(errors="replace"), ensure_ascii=False)[1:-1].encode()
