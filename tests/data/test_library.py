@@ -152,6 +152,30 @@ def test_a_files_name_may_have_a_date(name: str, date: str) -> None:
     assert date_of_name(name) == date
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "철도는 존 맥도날드(John A. Macdonald)의 보수당이 시작한 사업이었다. 다음 해에 끝났다.",
+            ["철도는 존 맥도날드(John A. Macdonald)의 보수당이 시작한 사업이었다.", "다음 해에 끝났다."],
+        ),
+        (
+            '그는 "자유를 지키겠다. 온 힘을 다하겠다."라고 말했다. 이때 논평이 나왔다.',
+            ['그는 "자유를 지키겠다. 온 힘을 다하겠다."라고 말했다.', "이때 논평이 나왔다."],
+        ),
+        ("1. 여권을 챙깁니다. 2. 대사관에 갑니다.", ["1. 여권을 챙깁니다.", "2. 대사관에 갑니다."]),
+        (
+            "Dr. Kim을 만났다. 영사관(평일 9시. 주말 쉼)에 갔다!",
+            ["Dr. Kim을 만났다.", "영사관(평일 9시. 주말 쉼)에 갔다!"],
+        ),
+        ("여는 괄호 (닫히지 않음. 다음 문장. 끝.", ["여는 괄호 (닫히지 않음.", "다음 문장.", "끝."]),
+        ('"그래." 그가 말했다. “응. 가자.” 끝.', ['"그래."', "그가 말했다.", "“응. 가자.”", "끝."]),
+    ],
+)
+def test_a_sentence_is_not_cut_in_brackets_in_quotes_or_after_a_shortened_word(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
 def test_sentences_are_cut_at_closing_marks_and_line_ends() -> None:
     text = "하나입니다. 둘은 3.5미터입니다!\n셋 (끝.) 넷"
     assert sentences(text) == ["하나입니다.", "둘은 3.5미터입니다!", "셋 (끝.)", "넷"]

@@ -72,7 +72,7 @@ def test_no_sentence_is_cut(made: tuple[int, list[Sample]], documents: list[str]
     """Judged on the document's characters, without the splitter: pieces start and end at closing marks or line ends."""
     for sample in made[1]:
         text = standardise(documents[sample.document])[0]
-        summary_part, *rest = sample.answer.split("\n체크리스트:")
+        summary_part, *rest = re.split(r"\n(?=체크리스트:|연락처\(공공정보\):|상세 설명:)", sample.answer, maxsplit=1)
         pieces = re.findall(r"^- (.*)$", summary_part, re.MULTILINE)
         for group in ("- 해야 할 일: ", "- 준비물: ", "- 주의사항: ", "상세 설명:\n"):
             if rest and group in rest[0]:
@@ -98,8 +98,8 @@ def _is_whole(text: str, start: int, end: int) -> bool:
 
 def test_answers_have_the_sections_in_order(made: tuple[int, list[Sample]]) -> None:
     form = re.compile(
-        r"요약:(?: \(문서에 없음\)\n|\n(?:- .+\n){1,7})"
-        r"체크리스트:(?: \(문서에 없음\)|(?:\n- 해야 할 일: .+)?(?:\n- 준비물: .+)?(?:\n- 주의사항: .+)?)"
+        r"요약:(?: \(문서에 없음\)|(?:\n- .+){1,7})"
+        r"(?:\n체크리스트:(?: \(문서에 없음\)|(?:\n- 해야 할 일: .+)?(?:\n- 준비물: .+)?(?:\n- 주의사항: .+)?))?"
         r"(?:\n연락처\(공공정보\):(?: \(문서에 없음\)|(?:\n- .+)+))?(?:\n상세 설명:\n(?s:.+))?"
     )
     for sample in made[1]:
@@ -117,14 +117,18 @@ def test_absence_is_said_only_where_it_is_true(made: tuple[int, list[Sample]], d
             said += 1
             shown = sample.doc if sample.doc is not None else documents[sample.document]
             assert not standardise(shown)[1], sample.id
-    assert said > 0
+    silent = sum(sample.kind == "open" and summary.CONTACTS_HEAD not in sample.answer for sample in made[1])
+    # A quarter of the answers say so, the others leave the section out.
+    assert 0 < said < silent
 
 
 def test_open_book_answers_come_from_the_text_shown(made: tuple[int, list[Sample]]) -> None:
     for sample in made[1]:
         if sample.kind == "open":
             assert sample.doc is not None
-            for point in re.findall(r"^- (.*)$", sample.answer.split("체크리스트:")[0], re.MULTILINE):
+            for point in re.findall(
+                r"^- (.*)$", re.split("체크리스트:|연락처|상세 설명:", sample.answer)[0], re.MULTILINE
+            ):
                 assert point in sample.doc, sample.id
 
 
@@ -279,8 +283,8 @@ def test_mere_list_of_contacts(tokenizer: Tokenizer) -> None:
     for sample in samples:
         assert sample.question is not None
         assert "대사관과 마카티 경찰서" in sample.question
-        assert sample.answer == (
-            "요약: (문서에 없음)\n체크리스트: (문서에 없음)\n연락처(공공정보):\n- 대사관 TEL: +63 2 8555 0123"
+        assert sample.answer.replace("체크리스트: (문서에 없음)\n", "") == (
+            "요약: (문서에 없음)\n연락처(공공정보):\n- 대사관 TEL: +63 2 8555 0123"
             "\n- 마카티 경찰서 TEL: +63 2 8555 0124\n- 세부 병원 TEL: +63 32 555 0134"
         )
 

@@ -54,7 +54,7 @@ def test_an_answer_is_read_section_by_section() -> None:
         WHOLE.replace("체크리스트:", "상세 설명:"),
         WHOLE.replace("상세 설명:", "체크리스트:"),
         WHOLE.removesuffix("\n마."),
-        WHOLE.replace("체크리스트:\n- 해야 할 일: 다.\n- 주의사항: 라\n", ""),
+        WHOLE.replace("요약:\n- 가.\n- 나.\n", ""),
         WHOLE + "\n요약:\n- 바",
         "",
     ],
@@ -64,7 +64,7 @@ def test_an_answer_out_of_form_is_seen(broken: str) -> None:
 
 
 def test_sections_that_training_leaves_out_are_missed_only_when_asked_for() -> None:
-    short = "요약:\n- 가.\n체크리스트: (문서에 없음)\n상세 설명:\n나."
+    short = "요약:\n- 가.\n상세 설명:\n나."
     assert in_order(short)
     assert not in_order(short, SECTION_HEADS)
 

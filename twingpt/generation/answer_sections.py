@@ -6,7 +6,7 @@ from itertools import pairwise
 from twingpt.data.samples.summary import CHECKLIST_HEAD, CONTACTS_HEAD, DETAIL_HEAD, SUMMARY_HEAD
 
 SECTION_HEADS = (SUMMARY_HEAD, CHECKLIST_HEAD, CONTACTS_HEAD, DETAIL_HEAD)
-REQUIRED_HEADS = (SUMMARY_HEAD, CHECKLIST_HEAD)
+REQUIRED_HEADS = (SUMMARY_HEAD,)
 
 
 def split_sections(answer: str) -> list[tuple[str, str]]:

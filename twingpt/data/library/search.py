@@ -72,6 +72,7 @@ class Library:
         if not path.is_file():
             raise TwinGPTError(f"{path} does not exist: {REMEDY}")
         self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        self._counted: tuple[str, dict[str, int]] = "", {}
         try:
             facts = dict(self._db.execute("SELECT name, value FROM meta"))
             if facts.get("format_version") != FORMAT_VERSION:
@@ -165,11 +166,14 @@ class Library:
 
     def _counts(self, question: str) -> dict[str, int]:
         """How many passages hold each term of the question."""
-        counts = {}
-        for term in dict.fromkeys(question_terms(question)):
-            row = self._db.execute("SELECT doc FROM temp.vocabulary WHERE term = ?", (term,)).fetchone()
-            counts[term] = 0 if row is None else int(row[0])
-        return counts
+        # Whoever asks how well a passage fits has searched for it just before.
+        if self._counted[0] != question:
+            counts = {}
+            for term in dict.fromkeys(question_terms(question)):
+                row = self._db.execute("SELECT doc FROM temp.vocabulary WHERE term = ?", (term,)).fetchone()
+                counts[term] = 0 if row is None else int(row[0])
+            self._counted = question, counts
+        return self._counted[1]
 
     def _weight(self, count: int) -> float:
         """The inverse document frequency of a term, never negative."""

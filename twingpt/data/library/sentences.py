@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from twingpt.data.library.search import NEAR, B, Passage, bm25
@@ -17,7 +17,14 @@ that stand together, and endings."""
 SHARPNESS = 3
 """Power of a passage's score, as part of the best one's, in the score of its sentences."""
 
-_SENTENCE = re.compile(r"[^\n]+?(?:[.!?…][\"'”’)\]]*(?=\s|$)|$)", re.M)
+_END = re.compile(r"[.!?…]+[\"'”’)\]」』》]*(?=\s)")
+# What is quoted or in brackets belongs to the sentence around it, unless it is so long that a closing mark is missing.
+_INSIDE = re.compile(
+    r"\([^()\n]{0,300}\)|\[[^\[\]\n]{0,300}\]|“[^“”\n]{0,300}”|‘[^‘’\n]{0,300}’|「[^「」\n]{0,300}」|『[^『』\n]{0,300}』"
+    r"|《[^《》\n]{0,300}》|(?<!\S)\"[^\"\n]{0,300}\"|(?<!\S)'[^'\n]{0,300}'"
+)
+# "John A. Macdonald", "Dr. Kim", "vs. 한국": a full stop that shortens a word; "1. 여권": a number of a list.
+_SHORTENED = re.compile(r"(?:^|[\s(])(?:[A-Z]|[A-Z][a-z]{0,2}|vs|No|pt|etc|\d{1,2})\.$")
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
@@ -32,7 +39,18 @@ class FoundSentence:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a passage, each as it stands there: cut at closing marks and at line ends."""
-    return [sentence for match in _SENTENCE.finditer(text) if (sentence := match.group().strip())]
+    return [sentence for line in text.split("\n") for part in _cut(line) if (sentence := part.strip())]
+
+
+def _cut(line: str) -> Iterator[str]:
+    inside = [match.span() for match in _INSIDE.finditer(line)]
+    start = 0
+    for match in _END.finditer(line):
+        within = any(first < match.start() and match.end() < last for first, last in inside)
+        if not within and not _SHORTENED.search(line, start, match.end()):
+            yield line[start : match.end()]
+            start = match.end()
+    yield line[start:]
 
 
 def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:

@@ -24,6 +24,9 @@ _ESTIMATED_QUESTION = 28
 _MARKS = 8
 # Share of a text's sentences that its checklist must have for the text to be a guide.
 GUIDE_SHARE = 0.3
+# Share of the answers that say of a section that the document has nothing for it; the others leave it out. A model must
+# meet the words to learn when they are true, but in most texts they would be the sentence it meets most often.
+SAYS_ABSENT = 0.25
 # Least share of the room, or of a text shorter than that, that parts may take when it is cut once more.
 _SMALLEST_PART = 0.4
 
@@ -130,9 +133,8 @@ class _Maker:
         return made
 
     def _draw(self, turn: int) -> float:
-        """A number from 0 to below 1, keyed by the seed, the document and `turn`; the same on every machine."""
-        key = f"{self._settings.seed}\0{self._document.text}" + (f"\0{turn}" if turn else "")
-        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
+        """A number from 0 to below 1, keyed by the seed, the document and `turn`."""
+        return _draw(self._settings.seed, self._document.text, *([turn] if turn else []))
 
     def _cost(self, text: str) -> int:
         """Tokens of a text and the line end after it; counted once a text."""
@@ -245,6 +247,7 @@ class _Maker:
         # Closed-book, the document has contacts that this part has not: saying that there are none would be untrue.
         untold = kind == "closed" and not own and bool(self._document.contacts)
         answer = s.make_answer(part.units, part.scores, None if untold else own)
+        answer.says_absent = _draw("absent", self._document.text, use, part.units[0].text) < SAYS_ABSENT
         key = self._document.text + part.units[0].text
         question = q.questions(topic, self._settings.seed, key, use + 1, guide=_is_guide(part.units, answer))[use]
         doc = self._shown(part) if kind == "open" else None
@@ -307,6 +310,11 @@ class _Maker:
                 if dropped is None:
                     return None
                 excess -= self._cost(dropped)
+
+
+def _draw(*key: object) -> float:
+    """A number from 0 to below 1 by its key, the same on every machine."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, key)).encode()).digest()[:4]) / 2**32
 
 
 def _is_guide(units: Sequence[Unit], answer: SampleAnswer) -> bool:

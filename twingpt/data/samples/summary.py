@@ -143,19 +143,20 @@ class SampleAnswer:
     """The parts of an answer, each a list of whole sentences in the order of the document.
 
     contacts: lines "place TEL: ..."; None = the section is left out, since there are contacts that did not fit.
+    says_absent: whether a checklist or contacts that the document has none of say so, or are left out.
     """
 
     summary: list[Unit]
     checklist: dict[Group, list[Unit]]
     contacts: list[str] | None
     detail: list[Unit]
+    says_absent: bool = True
 
     def render(self) -> str:
         """The text.
 
-        Absent parts: a checklist or contacts that the document has none of say ABSENT, so that the model learns to
-        say so instead of inventing, and so does the summary of a mere list of contacts; a group of the checklist and
-        the detailed explanation are left out.
+        Absent parts: the summary of a mere list of contacts says ABSENT, and with says_absent so do a checklist and
+        contacts that the document has none of; a group of the checklist and the detailed explanation are left out.
         """
         lines = [SUMMARY_HEAD, *(f"- {unit.plain}" for unit in self.summary)]
         if not self.summary:
@@ -165,13 +166,14 @@ class SampleAnswer:
             for group, head in _GROUP_HEADS
             if self.checklist.get(group)
         ]
-        lines += [CHECKLIST_HEAD, *checklist] if checklist else [f"{CHECKLIST_HEAD} {ABSENT}"]
-        if self.contacts is not None:
-            lines += (
-                [CONTACTS_HEAD, *(f"- {line}" for line in self.contacts)]
-                if self.contacts
-                else [f"{CONTACTS_HEAD} {ABSENT}"]
-            )
+        if checklist:
+            lines += [CHECKLIST_HEAD, *checklist]
+        elif self.says_absent:
+            lines.append(f"{CHECKLIST_HEAD} {ABSENT}")
+        if self.contacts:
+            lines += [CONTACTS_HEAD, *(f"- {line}" for line in self.contacts)]
+        elif self.contacts is not None and self.says_absent:
+            lines.append(f"{CONTACTS_HEAD} {ABSENT}")
         if self.detail:
             lines += [DETAIL_HEAD, _flow(self.detail)]
         return "\n".join(lines)
