@@ -222,7 +222,7 @@ def test_an_update_without_a_counted_target_is_skipped(name: str, optimizer: str
 
 
 @both_sets
-def test_dropout_is_keyed_by_seed_step_and_micro_batch(backend_name: str, spec: GPTSpec) -> None:
+def test_dropout_is_keyed_by_seed_step_and_sequence(backend_name: str, spec: GPTSpec) -> None:
     spec = dataclasses.replace(spec, dropout=0.3)
     inputs, targets = windows(spec, 1, 2)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from twingpt.backends.torch_mps.model import GPT
+from twingpt.backends.torch_mps.model import GPT, Drop
 from twingpt.core.backend import EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
@@ -68,9 +68,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None
 
 
-def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, chunk: int) -> Tensor:
+def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, chunk: int, drop: Drop | None = None) -> Tensor:
     """Summed cross-entropy in nats of int64 [B, T] over the targets that are not -1; a float32 scalar."""
-    hidden = model(inputs)
+    hidden = model(inputs, drop=drop)
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), model.head_weight, targets.flatten(), chunk)
     return loss
 
