@@ -28,6 +28,7 @@ from twingpt.training.restart import RunningMark
 from twingpt.training.sources import DataArrays, DataFolder, RunData
 from twingpt.training.trainer import DROPOUT_STREAM, Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
+from twingpt.weights.run_files import is_recorded, record_files
 
 DEFAULT_PRESET = "seed"
 PROBE_STEPS = 2
@@ -197,6 +198,7 @@ def _open_folder(run_dir: Path, data: RunData, config: RunConfig, checkpoint: Ch
         data.copy_files(run_dir, new=checkpoint is None)
         if checkpoint is None or checkpoint.progress.step < config.train.steps:
             config.save(run_dir)
+            record_files(run_dir, [CONFIG_FILE])
     except OSError as error:
         raise TwinGPTError(f"{run_dir} cannot be written to: {error.strerror}") from None
     return lock
@@ -315,6 +317,10 @@ def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None)
         )
         _check_named(request, config)
         notes = _schedule_notes(stored.train, config.train, checkpoint)
+        if not is_recorded(request.run_dir, CONFIG_FILE):
+            notes.append(
+                f"{request.run_dir / CONFIG_FILE} is not as the run last wrote it: it goes on with what stands there"
+            )
     data.check_model(config.model)
     return dataclasses.replace(config, contacts=data.contacts), notes
 

@@ -17,7 +17,7 @@ from twingpt.core.errors import NotFiniteError, OutOfMemoryError, RestartError, 
 from twingpt.core.state import initial_state, state_bytes
 from twingpt.core.world import Alone, World
 from twingpt.data.tokens.batches import BatchSource
-from twingpt.training.config import RunConfig
+from twingpt.training.config import CONFIG_FILE, RunConfig
 from twingpt.training.estimate import (
     LESS_MEMORY,
     SAVE_BYTES_PER_SECOND,
@@ -39,6 +39,7 @@ from twingpt.training.log import (
 from twingpt.training.ranks import StopVote
 from twingpt.training.validation import Evaluation, evaluate
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore, Progress, read_checkpoint
+from twingpt.weights.run_files import record_files
 
 MAX_SKIPPED_IN_A_ROW = 10
 WARM_UP_STEPS = 3
@@ -289,6 +290,7 @@ class Trainer:
         train = replace(self._run_config.train, micro_batch=micro_batch)
         self._run_config = replace(self._run_config, train=train)
         self._run_config.save(self._run_dir)
+        record_files(self._run_dir, [CONFIG_FILE])
 
     def _collect(self) -> None:
         """Wait for the updates under way, and read how they went, for the next line of metrics.
