@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from twingpt.backends.torch_mps import model as torch_model
+
 Rows = Callable[[int], NDArray[np.bool_]]
 
 
@@ -54,5 +56,6 @@ def leak_everywhere(monkeypatch: pytest.MonkeyPatch, rows: Rows) -> None:
         return mlx_attention(q, k, v, scale=scale, mask=mask)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", in_torch)
+    monkeypatch.setattr(torch_model, "causal_mask", lambda T, device: torch.from_numpy(rows(T)))
     monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", in_mlx)
     monkeypatch.setattr(mx, "tri", lambda T, dtype: mx.array(rows(T)))

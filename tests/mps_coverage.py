@@ -48,7 +48,6 @@ CPU_FALLBACKS: dict[tuple[int, int], frozenset[str]] = {
 MPS_ROUTES: dict[str, tuple[str, ...]] = {
     "linear": ("linear", "linear_backward"),
     "scaled_dot_product_attention": ("_scaled_dot_product_attention_math_for_mps",),
-    "dropout": ("native_dropout", "native_dropout_backward"),
     "rms_norm": ("_fused_rms_norm", "_fused_rms_norm_backward"),
 }
 

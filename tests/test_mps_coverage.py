@@ -104,7 +104,7 @@ MARKS = {
     "position rope": "neg",
     "qk_norm True": "rsqrt",
     "optimizer muon": "baddbmm",
-    "dropout 0.1": "bernoulli_.float",
+    "dropout 0.1": "masked_fill.Scalar",
 }
 
 

@@ -14,6 +14,7 @@ from twingpt.backends.reference.step import orthogonal
 from twingpt.checks import parity
 from twingpt.checks.ladder import tensor_error
 from twingpt.core.backend import Backend, EngineConfig, State, create_backend, join_world
+from twingpt.core.dropout import keys
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError, UsageError
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL, initial_state
@@ -248,11 +249,12 @@ def test_dropout_is_a_function_of_where_the_run_stands(spec: GPTSpec) -> None:
 
 
 def test_dropout_keeps_the_mean_and_its_gradient() -> None:
-    from twingpt.backends.reference.model import Dropout
+    from twingpt.backends.reference.model import Dropout, Masks
 
-    drop = Dropout(0.25)
-    x = np.ones((400, 500), dtype=np.float32)
-    y = drop.forward(x, np.random.Generator(np.random.Philox(key=1)))
+    spec = GPTSpec(vocab_size=2, block_size=100, n_layer=1, n_head=1, n_embd=500, dropout=0.25)
+    drop = Dropout(0.25, 0)
+    x = np.ones((4, 100, 500), dtype=np.float32)
+    y = drop.forward(x, Masks(spec, keys(spec, 1, 0, np.arange(4))))
     assert y.dtype == np.float32
     assert set(np.unique(y)) == {np.float32(0.0), np.float32(1 / 0.75)}
     # Six standard deviations of the mean of 200,000 such values.

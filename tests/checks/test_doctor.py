@@ -145,6 +145,13 @@ def test_a_wrong_step_is_found(on_gpu: Subject, part: str, monkeypatch: pytest.M
     assert failed(found) == {f"one step against the CPU, {part}, {precision}" for precision in checks.PRECISIONS}
 
 
+def test_other_masks_are_found(on_gpu: Subject, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [check.status for check in checks.dropout_against_cpu(on_gpu)] == ["passed"]
+    assert [check.status for check in checks.dropout_against_cpu(subject)] == ["skipped"]
+    sabotage(monkeypatch, train_step=lambda backend, x, y, lr, step: backend.train_step(x, y, lr, step + 1))
+    assert [check.status for check in checks.dropout_against_cpu(on_gpu)] == ["failed"]
+
+
 def test_a_step_is_not_compared_with_itself(subject: Subject) -> None:
     assert {check.status for check in checks.step_against_cpu(subject)} == {"skipped"}
 

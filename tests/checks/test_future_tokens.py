@@ -9,12 +9,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from tests.leaks import LEAKS, Rows, leak_everywhere, one_key_too_many
 from twingpt.backends.mlx import model
 from twingpt.backends.mlx.ops import choose_ops
+from twingpt.backends.torch_mps import model as torch_model
 from twingpt.backends.torch_mps.backend import TorchBackend
 from twingpt.checks.causality import MODES, Mode, movements, probe_spec, probe_weights, startup_check, worst
 from twingpt.core.backend import EngineConfig, Precision, create_backend
@@ -74,20 +76,15 @@ def test_training_does_not_start_on_a_leak(
 
 def test_a_leak_of_the_training_path_alone_is_found(backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout takes another way through attention, which evaluation and plain gradients never see."""
-    attention, drop = F.scaled_dot_product_attention, model.drop
+    in_torch, in_mlx = torch_model.Drop.probabilities, model.Drop.probabilities
 
-    def in_torch(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        if options["dropout_p"] > 0.0:
-            options |= {"is_causal": False, "attn_mask": torch.from_numpy(one_key_too_many(q.shape[-2]))}
-        return attention(q, k, v, **options)
+    def extra(x: Any) -> NDArray[np.bool_]:
+        return one_key_too_many(x.shape[-1]) & ~np.tri(x.shape[-1], dtype=np.bool_)
 
-    def in_mlx(x: Any, probability: float, keys: Any) -> Any:
-        if keys is not None and x.ndim == 4:
-            x = x + mx.array(one_key_too_many(x.shape[-1]) & ~np.tri(x.shape[-1], dtype=np.bool_))
-        return drop(x, probability, keys)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", in_torch)
-    monkeypatch.setattr(model, "drop", in_mlx)
+    monkeypatch.setattr(
+        torch_model.Drop, "probabilities", lambda self, x: in_torch(self, x + torch.from_numpy(extra(x)))
+    )
+    monkeypatch.setattr(model.Drop, "probabilities", lambda self, x: in_mlx(self, x + mx.array(extra(x))))
     assert probed(backend_name, "eval", "float32") == 0.0
     assert probed(backend_name, "gradient", "float32") == 0.0
     with pytest.raises(TwinGPTError, match="a training step, dropout on"):

@@ -18,6 +18,7 @@ from twingpt.data.library.build import (
 )
 from twingpt.data.library.calibrate import calibrate
 from twingpt.data.library.dates import date_of_name
+from twingpt.data.library.identity import content_of_library
 from twingpt.data.library.search import LEAST_FIT, Library
 from twingpt.data.library.sentences import best_sentences, sentences
 from twingpt.data.library.terms import question_terms, terms
@@ -112,7 +113,12 @@ def test_prepare_makes_a_library_with_real_contacts(contacts: Literal["keep", "m
     )
     out, settings = tmp_path / "data", PrepareSettings(contacts=contacts, vocab_size=300)
     prepared = prepare([str(tmp_path / "raw.txt")], out, settings, stages=["clean", "library"])
-    assert prepared.report["library"] == {"documents": 1, "passages": 1, "least_fit": LEAST_FIT}
+    assert prepared.report["library"] == {
+        "documents": 1,
+        "passages": 1,
+        "least_fit": LEAST_FIT,
+        "content": content_of_library(out / "library.sqlite"),
+    }
     masked = "[TEL_1]" in (out / "cleaned.txt").read_text(encoding="utf-8")
     assert masked == (contacts == "mask")
     with Library(out / "library.sqlite") as opened:

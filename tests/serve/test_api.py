@@ -15,6 +15,7 @@ from twingpt.checks.parity import perturbed
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
+from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Request
 from twingpt.generation.prompts import question_prompt, text_prompt
@@ -288,6 +289,24 @@ def test_the_best_checkpoint_is_served(run_dir: Path, run_spec: GPTSpec) -> None
     assert (model.loaded.step, model.run_dir) == (5, run_dir.resolve())
     with pytest.raises(TwinGPTError, match="does not exist"):
         ServedModel(run_dir / "nothing", "mlx", "cpu")
+
+
+def test_a_store_without_contacts_is_closed_too(
+    client: TestClient, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its length is 0, and what has the length 0 is false."""
+    ContactStore.create(run_dir / "contacts.sqlite", []).close()
+    asked: list[str] = []
+    close = ContactStore.close
+
+    def noted(self: ContactStore) -> None:
+        asked.append("closed")
+        close(self)
+
+    monkeypatch.setattr(ContactStore, "close", noted)
+    body = {"prompt": "여권", "max_tokens": 3, "annotate_contacts": True}
+    assert client.post("/v1/completions", json=body).status_code == 200
+    assert asked == ["closed"]
 
 
 def test_contacts_that_cannot_be_read_end_a_stream_with_an_error(client: TestClient, run_dir: Path) -> None:

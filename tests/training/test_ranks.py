@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -20,6 +21,7 @@ from tests.training.test_trainer import final_state
 from twingpt.backends.torch_mps.engine import RESTARTS
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.world import Alone
+from twingpt.training import launch
 from twingpt.training.config import CONFIG_FILE, RunConfig
 from twingpt.training.launch import launch_hosts, without_hosts
 from twingpt.training.log import read_metrics
@@ -259,6 +261,31 @@ def test_what_cannot_be_launched_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UsageError, match=r"started by torchrun, .* it trains in one process"):
         check_launcher("reference")
     check_launcher("mps")
+
+
+@pytest.mark.parametrize(
+    ("system", "named", "interfaces"),
+    [
+        ("darwin", "bridge0", ["bridge0", "bridge0"]),
+        ("darwin", "en0", ["en0", None]),
+        ("linux", "enp3s0", ["enp3s0", None]),
+        ("darwin", None, ["bridge0", "bridge0"]),
+        ("linux", None, [None, None]),
+    ],
+)
+def test_gloo_is_told_an_interface_that_is_there(
+    system: str, named: str | None, interfaces: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """named: by which the first host is this machine; None where the command is typed on a third one."""
+    addresses = {"lo": "127.0.0.1", **({named: "198.51.100.1"} if named else {})}
+    found = {name: [SimpleNamespace(address=address)] for name, address in addresses.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(launch, "_is_local", lambda address: address in addresses.values())
+    lines = launch_hosts(["198.51.100.1", "198.51.100.2"], "mps", ["train"]).on_hosts.values()
+    told = [line[1].removeprefix("GLOO_SOCKET_IFNAME=") if line[0] == "env" else None for line in lines]
+    assert told == interfaces
+    assert all("torchrun" in line[:3] for line in lines)
 
 
 def test_hosts_become_the_launchers_own_lines(monkeypatch: pytest.MonkeyPatch) -> None:

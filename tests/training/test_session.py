@@ -1,12 +1,15 @@
 """The three steps before training: resolve reads, check refuses, and only open writes."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.world import Alone
-from twingpt.training.session import TrainRequest, check, open_run, resolve
+from twingpt.training.session import TrainRequest, check, open_run, open_session, resolve
+from twingpt.training.trainer import DROPOUT_STREAM
+from twingpt.weights.checkpoint import CheckpointStore, read_checkpoint, write_checkpoint
 
 SMALL = {"block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.0}
 
@@ -40,3 +43,52 @@ def test_each_step_refuses_what_is_its_own(plain_data: Path, tmp_path: Path) -> 
     with pytest.raises(TwinGPTError, match="fewer than one window"):
         check(long, resolved, Alone(), lambda: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def trained(run: Path, data: Path, stop_at: int, *, resume: bool = False, dropout: float = 0.0) -> list[str]:
+    """What the user is told before a run of four steps goes to one of them."""
+    model, train = {**SMALL, "dropout": dropout}, {"steps": 4, "batch_size": 2, "sample_tokens": 0}
+    session = open_session(
+        TrainRequest(
+            run_dir=run,
+            data_dir=data,
+            backend="reference",
+            resume=resume,
+            model={} if resume else model,
+            train={} if resume else train,
+        )
+    )
+    list(session.trainer.run(stop_at))
+    assert session.lock is not None
+    session.lock.release()
+    return session.notes
+
+
+def with_fingerprint(run: Path, name: str, value: str | None) -> None:
+    """The run's newest checkpoint, as if made by a version that said this of its numbers, or (None) nothing."""
+    checkpoint = read_checkpoint(CheckpointStore(run).path(2))
+    recorded = {key: old for key, old in checkpoint.progress.fingerprint.items() if key != name}
+    recorded |= {} if value is None else {name: value}
+    progress = dataclasses.replace(checkpoint.progress, fingerprint=recorded)
+    write_checkpoint(checkpoint.path, checkpoint.spec, checkpoint.state, progress)
+
+
+@pytest.mark.parametrize("stream", [None, "0"])
+def test_other_masks_than_the_run_began_with_are_told_once(
+    tmp_path: Path, plain_data: Path, stream: str | None
+) -> None:
+    assert trained(tmp_path, plain_data, 2, dropout=0.1) == trained(tmp_path, plain_data, 2, resume=True) == []
+    with_fingerprint(tmp_path, DROPOUT_STREAM, stream)
+    (note,) = trained(tmp_path, plain_data, 3, resume=True)
+    assert note.startswith("from step 3 on, other values drop out")
+    assert trained(tmp_path, plain_data, 4, resume=True) == []
+
+
+def test_batches_shuffled_otherwise_are_refused(tmp_path: Path, plain_data: Path) -> None:
+    """A run of an earlier version does not say how its batches were shuffled."""
+    trained(tmp_path, plain_data, 2)
+    with_fingerprint(tmp_path, "order of batches", "0" * 64)
+    with pytest.raises(TwinGPTError, match="trained with other order of batches"):
+        trained(tmp_path, plain_data, 3, resume=True)
+    with_fingerprint(tmp_path, "order of batches", None)
+    assert trained(tmp_path, plain_data, 3, resume=True) == []

@@ -12,7 +12,7 @@ from twingpt.core.engines import compared
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.schedule import Schedule
 from twingpt.training.config import RunConfig, TrainConfig, make_config
-from twingpt.training.log import MetricsLog, read_metrics
+from twingpt.training.log import EvalReport, MetricsLog, read_metrics
 from twingpt.training.session import Session, TrainRequest, open_session
 from twingpt.weights.checkpoint import CheckpointStore, read_checkpoint
 
@@ -96,6 +96,23 @@ def test_the_engines_follow_each_other_and_hand_over(tmp_path: Path, plain_data:
         assert np.abs(curve - curves[0]).max() < 2e-5
     assert curves[0][-1] < curves[0][0] - 0.1
     assert final_state(tmp_path / "from-mlx")["adamw.count"] == 8
+
+
+def test_a_stop_brings_no_evaluation_of_its_own(tmp_path: Path, plain_data: Path) -> None:
+    """A run in two parts has the lines of one that was not stopped, and the time told beforehand counts the same."""
+    told: dict[str, list[tuple[int, float]]] = {}
+    parts: dict[str, list[int | None]] = {"whole": [None], "cut": [3, 5, 6, None]}
+    for name, stops in parts.items():
+        for part, stop_at in enumerate(stops):
+            opened = session(tmp_path / name, plain_data, "reference", resume=part > 0, eval_every=3)
+            estimate = opened.trainer.warm_up(stop_at)
+            evaluations = [report for report in opened.trainer.run(stop_at) if isinstance(report, EvalReport)]
+            assert estimate.evaluations == len(evaluations)
+            assert opened.lock is not None
+            opened.lock.release()
+        told[name] = [(line["step"], line["val_loss"]) for line in read_metrics(tmp_path / name) if "val_loss" in line]
+    assert [step for step, _ in told["whole"]] == [3, 6, 8]
+    assert told["cut"] == told["whole"]
 
 
 def test_the_metrics_tell_what_happened(tmp_path: Path, plain_data: Path, backend_name: str) -> None:

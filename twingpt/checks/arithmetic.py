@@ -5,6 +5,7 @@ TOLERANCES stand beside the errors they were set from; none is more than ten tim
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +148,29 @@ def step_against_cpu(subject: Subject) -> Iterator[Check]:
             )
 
 
+def dropout_against_cpu(subject: Subject) -> Iterator[Check]:
+    """Masks are products of integers that overflow: a device that saturates or rounds them draws others."""
+    name = "dropout against the CPU"
+    if subject.engine.device == "cpu":
+        yield subject.skipped(name, "the engine runs on the CPU itself")
+        return
+    spec = dataclasses.replace(STEP_SPEC, dropout=0.1)
+    inputs, targets = step_tokens(spec)
+    losses = []
+    for device in (subject.choice, "cpu"):
+        backend = subject.backend(spec, perturbed(spec), device=device)
+        backend.train_step(inputs[None], targets[None], 0.0, 0)
+        losses.append(backend.read_stats().loss)
+    yield subject.judged(
+        name,
+        abs(losses[0] / losses[1] - 1.0),
+        TOLERANCES["step loss"]["float32"],
+        "of the loss",
+        "the same weights, tokens and masks on both devices",
+        f"other values drop out than should: train with --dropout 0, or {ELSEWHERE}",
+    )
+
+
 def step_errors(one: Backend, reference: Backend, precision: Precision) -> dict[str, float]:
     """Loss, gradients and update of one step, as relative errors; the update in learning rates.
 
@@ -275,6 +299,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Check]]] = {
     "future tokens": future_tokens,
     "cached generation": cached_generation,
     "one step against the CPU": step_against_cpu,
+    "dropout against the CPU": dropout_against_cpu,
     "products over a long dimension": large_inner_dimension,
     "chunked loss": chunked_loss,
     "a step that is not finite": non_finite_step,

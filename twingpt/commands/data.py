@@ -101,9 +101,17 @@ def pack_command(data: Data, settings: PrepareSettings, as_json: Json = False) -
 def library_command(data: Data, as_json: Json = False) -> None:
     """Stage 2: index DATA/cleaned.txt into DATA/library.sqlite, to find passages in.
 
-    For a folder that an older version prepared, and for a text that is newer than the model.
+    For a folder that an older version prepared, and for a text that is newer than the model. For the folder of a run it
+    is made of the text of its DATA, or of a cleaned.txt that lies in the run.
     """
-    _run([], data, PrepareSettings(), ("library",), 1, as_json)
+    from twingpt.weights.run_folder import text_folder
+
+    text, is_run = text_folder(data)
+    _run([], text, PrepareSettings(), ("library",), 1, as_json)
+    if is_run:
+        from twingpt.weights.run_files import adopt_library
+
+        adopt_library(data, text)
 
 
 @app.command("inspect")

@@ -70,7 +70,8 @@ def show_summary(prepared: "Prepared", out: Path) -> None:
             console.print(Text(f"             {_line(before)} -> {_line(after) or '(dropped)'}", style="dim"))
     shown: list[Any] = []
     if "pack" in prepared.seconds or "samples" in prepared.seconds:
-        shown = (report.get("samples") or report["pack"])["shown"]
+        # Samples that were edited by hand are not those of the report any more.
+        shown = (report.get("samples") or report["pack"]).get("shown", [])
     for number, sample in enumerate(shown, 1):
         console.print(Text(f"\nSample {number}", style="bold"))
         console.print(Text(_sample_text(sample)))

@@ -243,9 +243,12 @@ def _answers(
     from rich.console import Console
     from rich.progress import Progress
 
+    from twingpt.data.files import SAMPLES_FILE
     from twingpt.evaluation.held_out import answer_all, held_out_questions
+    from twingpt.weights.run_files import check_file
     from twingpt.weights.run_folder import open_contacts
 
+    check_file(data, SAMPLES_FILE)
     samples = held_out_questions(data, number, seed) if number else []
     if not samples:
         return []

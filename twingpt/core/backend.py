@@ -3,7 +3,6 @@
 NumPy goes in; NumPy, floats or an opaque handle come out; no device tensor crosses.
 """
 
-import zlib
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,9 +60,10 @@ class Backend(Protocol):
 
         The loss is summed over the counted tokens of all micro-batches, and of all ranks, and divided once by `tokens`,
         their number (None: those of `targets`, where there is one rank). Never waits for the device.
-        Dropout is keyed by (seed, step, micro-batch, rank): cut differently, the same batch meets other masks, and only
-        without dropout is the step the same up to rounding. Raises OutOfMemoryError; as the device may lag behind, so
-        may any later call, and PeerLostError if another rank is gone.
+        Sequence b of micro-batch a is number (a B + b) ranks + rank of the step's batch, and dropout is keyed by (seed,
+        step, that number) as `core.dropout` says: however a batch is cut, the step is the same up to rounding.
+        Raises OutOfMemoryError; as the device may lag behind, so may any later call, and PeerLostError if another rank
+        is gone.
         """
 
     def read_stats(self) -> StepStats:
@@ -104,11 +104,6 @@ class Backend(Protocol):
 
     def synchronize(self) -> None:
         """Wait until the device has nothing left to do."""
-
-
-def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
-    """The 32-bit seed of an engine's generator: a function of where the run stands, so no generator state is saved."""
-    return zlib.crc32(f"{seed}/{step}/{micro_batch}".encode())
 
 
 def create_backend(name: str, spec: GPTSpec, config: EngineConfig | None = None, world: World | None = None) -> Backend:

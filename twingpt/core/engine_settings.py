@@ -20,7 +20,7 @@ class EngineSettings:
     precision: weights, moments and reductions are float32 either way.
     loss_chunk: so that the logits [B * T, V] are never whole.
     activation_checkpointing: keep only each block's input and compute the rest again in the backward pass.
-    seed: with (step, micro-batch) it keys dropout.
+    seed: with the step and a sequence's place in the batch it keys dropout.
     """
 
     precision: Precision = setting("float32", "Matrix products: float32 or bfloat16.")

@@ -131,7 +131,8 @@ class Generation:
 
     def _contacts(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         request, store = self._request, self._service.contacts()
-        with store or contextlib.nullcontext():
+        # Not `store or`: one without contacts has the length 0.
+        with contextlib.nullcontext() if store is None else store:
             if self._body.rewrites_contacts:
                 text = with_contacts(text, request, store, fill_in=self._body.fill_contacts)
             return text, contact_spans(text, request.sources, store)

@@ -22,6 +22,7 @@ from twingpt.generation.model import Model, default_backend, open_model
 from twingpt.serve.run_view import RunView
 from twingpt.serve.worker import Worker
 from twingpt.weights.checkpoint import STATE_FILE, Checkpoint, CheckpointStore, find_checkpoint, read_checkpoint
+from twingpt.weights.run_files import check_file
 from twingpt.weights.run_folder import load_tokenizer, open_contacts
 
 READ_ATTEMPTS = 3
@@ -158,12 +159,14 @@ class Service:
 def open_service(
     path: Path, backend: str | None, device: DeviceChoice, *, slots: int = 8, limits: Limits | None = None
 ) -> Service:
-    """Load the model and start its worker. Raises TwinGPTError if there is nothing to serve."""
+    """Load the model and start its worker. Raises TwinGPTError if there is nothing to serve, or another run's."""
     limits = limits or Limits()
     model = ServedModel(path, backend or default_backend(), device)
     view = RunView(model.run_dir)
     if view.newest_step() is None and view.config() is None:
         raise TwinGPTError(f"{path} is no run: it has neither a checkpoint nor a config.toml")
+    for name in (CONTACTS_FILE, LIBRARY_FILE):
+        check_file(model.run_dir, name)
     worker = Worker(model.find, slots=slots, max_waiting=limits.max_waiting)
     worker.start()
     return Service(

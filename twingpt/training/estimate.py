@@ -135,7 +135,10 @@ class TimeEstimate:
         return self.steps * self.step + self.evaluations * self.evaluation + self.saves * self.save
 
 
-def events(start: int, last: int, every: int) -> int:
-    """How often something happens in updates start + 1 .. last that happens `every` updates and after the last."""
+def events(start: int, last: int, every: int, *, at_end: bool = True) -> int:
+    """How often something happens in updates start + 1 .. last that happens `every` updates (0: never).
+
+    at_end: whether it also happens after the last.
+    """
     regular = last // every - start // every if every else 0
-    return regular + (0 if every and last % every == 0 else 1)
+    return regular + (1 if at_end and not (every and last % every == 0) else 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.checks.causality import probe_spec, startup_check
+from twingpt.core import dropout
 from twingpt.core.backend import Backend, DeviceChoice, create_backend, join_world
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.memory import machine_memory
@@ -15,7 +16,7 @@ from twingpt.core.spec import GPTSpec, build
 from twingpt.core.world import Alone, World, launched_for
 from twingpt.data.files import ARRAYS
 from twingpt.data.tokens.arrays import TokenArrays
-from twingpt.data.tokens.batches import BatchSource
+from twingpt.data.tokens.batches import BatchSource, order_stream
 from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config, named_settings
 from twingpt.training.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.training.guards import check_disk
@@ -25,8 +26,9 @@ from twingpt.training.ranks import Watchdog, check_agreement, check_launcher, lo
 from twingpt.training.recipe import LARGEST_COUNT
 from twingpt.training.restart import RunningMark
 from twingpt.training.sources import DataArrays, DataFolder, RunData
-from twingpt.training.trainer import Trainer, check_resumable
+from twingpt.training.trainer import DROPOUT_STREAM, Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
+from twingpt.weights.run_files import is_recorded, record_files
 
 DEFAULT_PRESET = "seed"
 PROBE_STEPS = 2
@@ -137,8 +139,11 @@ def resolve(request: TrainRequest) -> Resolved:
     checkpoint, notes = _find_checkpoint(request)
     data = _data(request)
     config, more = _config(request, data, checkpoint)
-    # The seed decides the data order and dropout: another one would be another run.
-    fingerprint = {**data.fingerprint(), "seed": str(config.train.seed)}
+    # The seed decides the data order and dropout, if the numbers are drawn from it in the same way: another one would
+    # be another run.
+    fingerprint = {**data.fingerprint(), "seed": str(config.train.seed), "order of batches": order_stream()}
+    fingerprint[DROPOUT_STREAM] = dropout.STREAM
+    more += _dropout_notes(config, checkpoint)
     return Resolved(config, data, checkpoint, fingerprint, notes + more)
 
 
@@ -193,6 +198,7 @@ def _open_folder(run_dir: Path, data: RunData, config: RunConfig, checkpoint: Ch
         data.copy_files(run_dir, new=checkpoint is None)
         if checkpoint is None or checkpoint.progress.step < config.train.steps:
             config.save(run_dir)
+            record_files(run_dir, [CONFIG_FILE])
     except OSError as error:
         raise TwinGPTError(f"{run_dir} cannot be written to: {error.strerror}") from None
     return lock
@@ -311,6 +317,10 @@ def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None)
         )
         _check_named(request, config)
         notes = _schedule_notes(stored.train, config.train, checkpoint)
+        if not is_recorded(request.run_dir, CONFIG_FILE):
+            notes.append(
+                f"{request.run_dir / CONFIG_FILE} is not as the run last wrote it: it goes on with what stands there"
+            )
     data.check_model(config.model)
     return dataclasses.replace(config, contacts=data.contacts), notes
 
@@ -326,6 +336,18 @@ def _check_named(request: TrainRequest, config: RunConfig) -> None:
                     f"{section}.{name} = {value!r}, but {request.run_dir} has {own!r}: with --resume leave out "
                     "--preset and --config, or give the one setting that is to change as an option"
                 )
+
+
+def _dropout_notes(config: RunConfig, checkpoint: Checkpoint | None) -> list[str]:
+    """Other masks are no other run, as another rate of dropout is none, but they are no secret either."""
+    if checkpoint is None or not config.model.dropout:
+        return []
+    if checkpoint.progress.fingerprint.get(DROPOUT_STREAM) == dropout.STREAM:
+        return []
+    return [
+        f"from step {checkpoint.progress.step + 1} on, other values drop out than this run would have dropped in the "
+        "version of twingpt that began it: as often, and the same however a batch is cut"
+    ]
 
 
 def _schedule_notes(stored: TrainConfig, config: TrainConfig, checkpoint: Checkpoint | None) -> list[str]:

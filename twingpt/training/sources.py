@@ -1,7 +1,6 @@
 """What a run is trained on: DATA that `prepare` wrote, or arrays of tokens."""
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.model import Model
 from twingpt.training.config import CONFIG_FILE, TrainConfig
+from twingpt.weights.run_files import check_file, copy_whole, has_record, record_files
 from twingpt.weights.run_folder import load_tokenizer, trained_on_arrays
 
 FILES_OF_A_RUN = (TOKENIZER_FILE, CONTACTS_FILE, LIBRARY_FILE)
@@ -79,6 +79,8 @@ class DataFolder:
     def open(cls, folder: Path) -> Self:
         """Raises TwinGPTError if the folder is not what `prepare` left."""
         manifest, tokenizer = Manifest.load(folder), load_tokenizer(folder)
+        for name in (CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE):
+            check_file(folder, name)
         if tokenizer.sha256 != manifest.tokenizer_sha256:
             raise TwinGPTError(f"{folder / TOKENIZER_FILE} is not what {folder} was packed with: run prepare again")
         return cls(folder, manifest, tokenizer)
@@ -120,17 +122,23 @@ class DataFolder:
         return self.tokenizer.token_bytes()
 
     def copy_files(self, run_dir: Path, *, new: bool) -> None:
-        for name in FILES_OF_A_RUN:
+        copied = [name for name in FILES_OF_A_RUN if new or self._is_missing(run_dir / name)]
+        kept = [name for name in FILES_OF_A_RUN if name not in copied]
+        for name in kept:
+            check_file(run_dir, name)
+        for name in copied:
             if (self.folder / name).is_file():
-                if new or not (run_dir / name).is_file() or (name == TOKENIZER_FILE and self._is_other(run_dir / name)):
-                    # Beside and renamed: an interrupted copy must not stay for good.
-                    shutil.copyfile(self.folder / name, run_dir / f".{name}.tmp")
-                    (run_dir / f".{name}.tmp").replace(run_dir / name)
+                copy_whole(self.folder / name, run_dir / name)
             elif new:
                 (run_dir / name).unlink(missing_ok=True)
+        # A run of an older version has no record yet: its files count as its own from here on.
+        record_files(run_dir, copied if has_record(run_dir) else FILES_OF_A_RUN, self.fingerprint())
 
-    def _is_other(self, tokenizer: Path) -> bool:
-        return hashlib.sha256(tokenizer.read_bytes()).hexdigest() != self.manifest.tokenizer_sha256
+    def _is_missing(self, path: Path) -> bool:
+        """Also a tokenizer that is not the one that the run was begun with, which DATA has."""
+        if not path.is_file() or path.name != TOKENIZER_FILE:
+            return not path.is_file()
+        return hashlib.sha256(path.read_bytes()).hexdigest() != self.manifest.tokenizer_sha256
 
     def sample_writer(self, backend: Backend, train: TrainConfig) -> WriteSample | None:
         """Answers the first validation question, or writes on from [BOS] where the text has no questions."""

@@ -17,7 +17,7 @@ from twingpt.core.errors import NotFiniteError, OutOfMemoryError, RestartError, 
 from twingpt.core.state import initial_state, state_bytes
 from twingpt.core.world import Alone, World
 from twingpt.data.tokens.batches import BatchSource
-from twingpt.training.config import RunConfig
+from twingpt.training.config import CONFIG_FILE, RunConfig
 from twingpt.training.estimate import (
     LESS_MEMORY,
     SAVE_BYTES_PER_SECOND,
@@ -39,9 +39,12 @@ from twingpt.training.log import (
 from twingpt.training.ranks import StopVote
 from twingpt.training.validation import Evaluation, evaluate
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore, Progress, read_checkpoint
+from twingpt.weights.run_files import record_files
 
 MAX_SKIPPED_IN_A_ROW = 10
 WARM_UP_STEPS = 3
+DROPOUT_STREAM = "what drops out"
+"""The name in a run's fingerprint: told when it changes, and not refused."""
 
 
 class Trainer:
@@ -119,7 +122,7 @@ class Trainer:
     @property
     def owes_evaluation(self) -> bool:
         """Whether the run was ended between the save of a step and its evaluation, which comes after it."""
-        return self.step > 0 and self._progress.val_loss is None and self._evaluation_due(self._config.steps)
+        return self.step > 0 and self._progress.val_loss is None and self._evaluation_due()
 
     def is_done(self, stop_at: int | None = None) -> bool:
         """Whether nothing is left to do up to step `stop_at` (default: all of them)."""
@@ -161,15 +164,17 @@ class Trainer:
             if (config.save_every and self.step % config.save_every == 0) or self.step == last:
                 with self._clock.paused(self._backend):
                     yield self._save()
-            if self._evaluation_due(last):
+            if self._evaluation_due():
                 yield from self._evaluated()
         if self._saved_step != self.step:
             yield self._save()
         if self._unlogged:
             yield self._log(self._step_report(partial=True))
 
-    def _evaluation_due(self, last: int) -> bool:
-        return self.step == last or bool(self._config.eval_every and self.step % self._config.eval_every == 0)
+    def _evaluation_due(self) -> bool:
+        """A run that is stopped earlier evaluates where it would have done so, no more, as after Ctrl-C."""
+        every = self._config.eval_every
+        return self.step == self._config.steps or bool(every and self.step % every == 0)
 
     def warm_up(self, stop_at: int | None = None) -> TimeEstimate:
         """Time the coming steps, an evaluation and a sample on the run's own batches, then put everything back.
@@ -195,7 +200,7 @@ class Trainer:
             evaluation=evaluation,
             save=save,
             steps=last - position.step,
-            evaluations=events(position.step, last, config.eval_every),
+            evaluations=events(position.step, last, config.eval_every, at_end=last == config.steps),
             saves=events(position.step, last, config.save_every),
         )
 
@@ -285,6 +290,7 @@ class Trainer:
         train = replace(self._run_config.train, micro_batch=micro_batch)
         self._run_config = replace(self._run_config, train=train)
         self._run_config.save(self._run_dir)
+        record_files(self._run_dir, [CONFIG_FILE])
 
     def _collect(self) -> None:
         """Wait for the updates under way, and read how they went, for the next line of metrics.
@@ -453,7 +459,7 @@ class _Clock:
 
 def check_resumable(config: RunConfig, fingerprint: dict[str, str], checkpoint: Checkpoint) -> None:
     """Raises TwinGPTError, showing the difference, if the checkpoint belongs to another model, data or tokenizer."""
-    # Dropout is no shape: a run may go on with another rate.
+    # Dropout is no shape: a run may go on with another rate, and with other masks.
     differences = [d for d in config.model.differences(checkpoint.spec) if not d.startswith("dropout ")]
     if differences:
         raise TwinGPTError(
@@ -461,7 +467,7 @@ def check_resumable(config: RunConfig, fingerprint: dict[str, str], checkpoint: 
         )
     recorded = checkpoint.progress.fingerprint
     for name, value in fingerprint.items():
-        if recorded.get(name, value) != value:
+        if name != DROPOUT_STREAM and recorded.get(name, value) != value:
             raise TwinGPTError(
                 f"{checkpoint.path} was trained with other {name} ({recorded[name][:12]}… there, {value[:12]}… here): "
                 "resume with what the run was started with, or start a new run with another --out"

@@ -12,6 +12,7 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.weights.checkpoint import CheckpointStore, find_checkpoint, read_progress
+from twingpt.weights.run_files import check_file
 
 if TYPE_CHECKING:
     from twingpt.data.library.contact_store import ContactStore
@@ -63,22 +64,26 @@ def check_tokenizer(path: Path, sha256: str, fingerprint: dict[str, str]) -> Non
 
 
 def open_contacts(run_dir: Path) -> ContactStore | None:
-    """The store that `train` copied from DATA, if there is one. Raises TwinGPTError if it is damaged."""
+    """The store that `train` copied from DATA, if there is one. Raises TwinGPTError if it is damaged, or
+    another run's.
+    """
     from twingpt.data.library.contact_store import ContactStore
 
     path = run_dir / CONTACTS_FILE
+    check_file(run_dir, CONTACTS_FILE)
     return ContactStore.open(path) if path.is_file() else None
 
 
 def library_of(path: Path) -> Path:
     """The library of a run, of a checkpoint's run, or of DATA; which need not have one.
 
-    Raises TwinGPTError for a path that is none of them, for a run that never had a text, and for one in whose folder
-    the files are of another.
+    Raises TwinGPTError for a path that is none of them, for a run that never had a text, and for a folder in which the
+    tokenizer or the library is another's.
     """
     if not any((path / name).is_file() for name in (LIBRARY_FILE, CLEANED_FILE, "config.toml")):
         path = find_checkpoint(path).parent.parent
     _check_run(path)
+    check_file(path, LIBRARY_FILE)
     library = path / LIBRARY_FILE
     if not library.is_file() and trained_on_arrays(path):
         raise TwinGPTError(
@@ -86,6 +91,23 @@ def library_of(path: Path) -> Path:
             "or a DATA that `twingpt prepare` wrote"
         )
     return library
+
+
+def text_folder(folder: Path) -> tuple[Path, bool]:
+    """(where the cleaned text of DATA or of a run lies, whether it is a run).
+
+    Raises TwinGPTError if a run has no text of its own and the DATA that it names is not there.
+    """
+    if not (folder / "config.toml").is_file():
+        return folder, False
+    data = Path(str(_said_of(folder, "data") or ""))
+    for text in (folder, data):
+        if (text / CLEANED_FILE).is_file():
+            return text, True
+    raise TwinGPTError(
+        f"{folder} names {data} as its DATA, where there is no {CLEANED_FILE}: run `twingpt prepare` there, or put the "
+        f"{CLEANED_FILE} of the text into {folder}"
+    )
 
 
 def _check_run(path: Path) -> None:

@@ -12,10 +12,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from twingpt.backends.mlx.distributed import GradientSum, is_peer_lost
-from twingpt.backends.mlx.model import GPT, CacheView, KVCache
+from twingpt.backends.mlx.model import GPT, CacheView, Drop, KVCache
 from twingpt.backends.mlx.ops import choose_ops
 from twingpt.backends.mlx.step import Moments, clip_and_update, create_optimizer, eval_loss_sum, loss_sum
-from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
+from twingpt.core import dropout
+from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
 from twingpt.core.errors import OutOfMemoryError, PeerLostError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
@@ -78,6 +79,7 @@ class MLXBackend:
         self._micro_step = self._ops.micro_step(self._loss_and_grads)
         self._update = mx.compile(clip_and_update(self._table, config, self._ops))
         self._compiled_decode = mx.compile(self._one_token_each, inputs=[self._model.state])
+        self._drop_table: mx.array | None = None
         self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
 
     @on_device
@@ -86,8 +88,8 @@ class MLXBackend:
         weights = self._weights()
         total, grads = mx.array(0.0), None
         for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            key = mx.random.key(micro_batch_seed(self.config.seed, step, micro_batch * self._ranks + self._rank))
-            loss, new = self._micro_step(weights, _to_mlx(x), _to_mlx(y), key)
+            keys = self._drop_keys(step, micro_batch * len(x), len(x))
+            loss, new = self._micro_step(weights, _to_mlx(x), _to_mlx(y), keys)
             grads = new if grads is None else {name: grads[name] + new[name] for name in grads}
             total = total + loss
             if len(inputs) > 1:
@@ -107,6 +109,15 @@ class MLXBackend:
         del weights, grads, new
         mx.async_eval(self._model.parameters(), moments, total, norm, applied)
         self._pending.append((total, tokens, norm, applied))
+
+    def _drop_keys(self, step: int, first: int, count: int) -> mx.array | None:
+        """Those of `count` sequences, from the one that is this rank's number `first` in the step's batch."""
+        if self.spec.dropout == 0.0:
+            return None
+        if self._drop_table is None:
+            self._drop_table = mx.array(dropout.table(self.spec))
+        sequences = np.arange(first, first + count) * self._ranks + self._rank
+        return mx.array(dropout.keys(self.spec, self.config.seed, step, sequences))
 
     @on_device
     def read_stats(self) -> StepStats:
@@ -247,13 +258,16 @@ class MLXBackend:
         weights: dict[str, mx.array],
         inputs: mx.array,
         targets: mx.array,
-        key: mx.array | None,
+        keys: mx.array | None,
         parts: int = 1,
     ) -> mx.array:
         """parts: how many of these are computed at one time; the chunk of the loss is for all of them together."""
         # Differentiating or compiling this leaves placeholders in the model: whoever does so sets the weights after.
         self._set_weights(weights)
-        return loss_sum(self._model, inputs, targets, max(1, self.config.loss_chunk // parts), key)
+        drop = None
+        if keys is not None and self._drop_table is not None:
+            drop = Drop(self.spec.dropout, self.spec.n_head, self._drop_table, keys)
+        return loss_sum(self._model, inputs, targets, max(1, self.config.loss_chunk // parts), drop)
 
     def _weights(self) -> dict[str, mx.array]:
         flat = dict(tree_flatten(self._model.parameters()))

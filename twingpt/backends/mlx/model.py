@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from twingpt.backends.mlx.ops import PLAIN_OPS, Ops
+from twingpt.core.dropout import of_layer, threshold
 from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
-
-Keys = Iterator[mx.array] | None
-"""One random key for every place that drops out, in the order of the forward pass; None = no dropout."""
-
-SITES = 3
-"""Places in a block that drop out."""
 
 
 class CausalSelfAttention(nn.Module):
@@ -24,14 +18,13 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.ops = ops
         self.n_head, self.kv_heads, self.head_dim = spec.n_head, spec.kv_heads, spec.head_dim
-        self.dropout = spec.dropout
         self.qkv = Linear(spec.n_embd, (spec.n_head + 2 * spec.kv_heads) * spec.head_dim, spec.bias, dtype)
         if spec.qk_norm:
             self.q_norm = nn.RMSNorm(spec.head_dim, spec.norm_eps)
             self.k_norm = nn.RMSNorm(spec.head_dim, spec.norm_eps)
         self.proj = Linear(spec.n_head * spec.head_dim, spec.n_embd, spec.bias, dtype)
 
-    def __call__(self, x: mx.array, rope: Rope | None, cache: LayerCache | None, keys: Keys) -> mx.array:
+    def __call__(self, x: mx.array, rope: Rope | None, cache: LayerCache | None, drop: Drop | None) -> mx.array:
         B, T, _ = x.shape
         heads = self.qkv(x).reshape(B, T, -1, self.head_dim).swapaxes(1, 2)
         q, k, v = mx.split(heads, [self.n_head, self.n_head + self.kv_heads], axis=1)
@@ -42,28 +35,29 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v, mask = cache.update(k, v)
         scale = self.head_dim**-0.5
-        if keys is None:
+        if drop is None:
             y = self.ops.attention(q, k, v, scale, mask)
         else:
             if self.kv_heads != self.n_head:
                 k, v = (mx.repeat(part, self.n_head // self.kv_heads, axis=1) for part in (k, v))
-            y = drop(self.ops.causal_softmax((q * scale) @ k.swapaxes(2, 3)), self.dropout, keys) @ v
-        return drop(self.proj(y.swapaxes(1, 2).reshape(B, T, -1)), self.dropout, keys)
+            y = drop.probabilities(self.ops.causal_softmax((q * scale) @ k.swapaxes(2, 3))) @ v
+        y = self.proj(y.swapaxes(1, 2).reshape(B, T, -1))
+        return y if drop is None else drop.attention(y)
 
 
 class MLP(nn.Module):
     def __init__(self, spec: GPTSpec, dtype: mx.Dtype, ops: Ops) -> None:
         super().__init__()
         self.ops = ops
-        self.dropout = spec.dropout
         self.activation = spec.activation
         self.fc = Linear(spec.n_embd, spec.hidden, spec.bias, dtype)
         if spec.gated:
             self.gate = Linear(spec.n_embd, spec.hidden, spec.bias, dtype)
         self.proj = Linear(spec.hidden, spec.n_embd, spec.bias, dtype)
 
-    def __call__(self, x: mx.array, keys: Keys) -> mx.array:
-        return drop(self.proj(self.hidden(x)), self.dropout, keys)
+    def __call__(self, x: mx.array, drop: Drop | None) -> mx.array:
+        y = self.proj(self.hidden(x))
+        return y if drop is None else drop.mlp(y)
 
     def hidden(self, x: mx.array) -> mx.array:
         if self.activation == "swiglu":
@@ -83,14 +77,9 @@ class Block(nn.Module):
         self.ln2 = norm(spec)
         self.mlp = MLP(spec, dtype, ops)
 
-    def __call__(
-        self, x: mx.array, rope: Rope | None, cache: LayerCache | None, site_keys: mx.array | None
-    ) -> mx.array:
-        """site_keys: [SITES, 2]. An array, as an iterator would be used up when a block is computed once more."""
-        # Recomputing differentiates by every argument, and random bits have no gradient.
-        keys = None if site_keys is None else iter(mx.stop_gradient(site_keys))
-        x = x + self.attn(self.ln1(x), rope, cache, keys)
-        return x + self.mlp(self.ln2(x), keys)
+    def __call__(self, x: mx.array, rope: Rope | None, cache: LayerCache | None, drop: Drop | None) -> mx.array:
+        x = x + self.attn(self.ln1(x), rope, cache, drop)
+        return x + self.mlp(self.ln2(x), drop)
 
 
 class GPT(nn.Module):
@@ -107,7 +96,6 @@ class GPT(nn.Module):
         super().__init__()
         self.ops = ops
         self.activation_checkpointing = activation_checkpointing
-        self.dropout = spec.dropout
         self.dtype = dtype
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
         if spec.position == "learned":
@@ -120,23 +108,20 @@ class GPT(nn.Module):
         # The underscore keeps it out of the parameters: no checkpoint needs it.
         self._rope = Rope(*map(mx.array, rope_table(spec))) if spec.position == "rope" else None
 
-    def __call__(self, tokens: mx.array, view: CacheView | None = None, key: mx.array | None = None) -> mx.array:
-        """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head. Dropout only with a key."""
-        keys = None
-        if key is not None and self.dropout > 0.0:
-            keys = mx.random.split(key, 1 + SITES * len(self.blocks))
+    def __call__(self, tokens: mx.array, view: CacheView | None = None, drop: Drop | None = None) -> mx.array:
+        """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head. Dropout only with `drop`."""
         positions = mx.arange(tokens.shape[1]) if view is None else view.positions
         x = self.tok_emb(tokens)
         if self._rope is None:
             x = x + self.pos_emb(positions)
-        x = drop(x, self.dropout, None if keys is None else iter(keys[:1]))
+        x = x if drop is None else drop.embedding(x)
         rope = None if self._rope is None else self._rope.at(positions)
         for layer, block in enumerate(self.blocks):
-            block_keys = None if keys is None else keys[1 + SITES * layer : 1 + SITES * (layer + 1)]
+            own = None if drop is None else drop.layer(layer)
             if self.activation_checkpointing and view is None:
-                x = recomputed(block, x, rope, block_keys)
+                x = recomputed(block, x, rope, own)
             else:
-                x = block(x, rope, None if view is None else view.layer(layer), block_keys)
+                x = block(x, rope, None if view is None else view.layer(layer), own)
         return self.ln_f(x)
 
     @property
@@ -149,13 +134,13 @@ class GPT(nn.Module):
         return (hidden.astype(self.dtype) @ self.head_weight.astype(self.dtype).T).astype(mx.float32)
 
 
-def recomputed(block: Block, x: mx.array, rope: Rope | None, site_keys: mx.array | None) -> mx.array:
-    """block(x, rope, None, site_keys), of which the backward pass computes everything again."""
+def recomputed(block: Block, x: mx.array, rope: Rope | None, drop: Drop | None) -> mx.array:
+    """block(x, rope, None, drop), of which the backward pass computes everything again."""
 
-    def run(x: mx.array, site_keys: mx.array | None) -> mx.array:
-        return block(x, rope, None, site_keys)
+    def run(x: mx.array) -> mx.array:
+        return block(x, rope, None, drop)
 
-    y: mx.array = nn.utils.checkpoint(block, run)(x, site_keys)
+    y: mx.array = nn.utils.checkpoint(block, run)(x)
     return y
 
 
@@ -198,11 +183,42 @@ def turn(x: mx.array, rope: Rope | None) -> mx.array:
     return mx.concatenate([a * rope.cosines - b * rope.sines, b * rope.cosines + a * rope.sines], axis=-1)
 
 
-def drop(x: mx.array, probability: float, keys: Keys) -> mx.array:
-    if keys is None:
-        return x
-    keep = mx.random.bernoulli(1.0 - probability, x.shape, key=next(keys))
-    return mx.where(keep, x * (1.0 / (1.0 - probability)), 0.0)
+@dataclass(slots=True)
+class Drop:
+    """What drops out of a batch, after core.dropout.
+
+    table: uint32 [n]; keys: uint32 [B, ...], those of the whole model or of one layer.
+    """
+
+    probability: float
+    n_head: int
+    table: mx.array
+    keys: mx.array
+
+    def layer(self, index: int) -> Drop:
+        return replace(self, keys=self.keys[:, of_layer(self.n_head, index)])
+
+    def embedding(self, x: mx.array) -> mx.array:
+        """[B, T, n_embd]; with the keys of the whole model."""
+        return self._dropped(x, self.keys[:, 0])
+
+    def probabilities(self, x: mx.array) -> mx.array:
+        """[B, n_head, T, T]; with the keys of a layer, as the two below."""
+        return self._dropped(x, self.keys[:, : self.n_head])
+
+    def attention(self, x: mx.array) -> mx.array:
+        """[B, T, n_embd]"""
+        return self._dropped(x, self.keys[:, -2])
+
+    def mlp(self, x: mx.array) -> mx.array:
+        """[B, T, n_embd]"""
+        return self._dropped(x, self.keys[:, -1])
+
+    def _dropped(self, x: mx.array, keys: mx.array) -> mx.array:
+        rows, columns = x.shape[-2:]
+        products = self.table[: rows * columns].reshape(rows, columns) * keys[..., None, None]
+        keep = products >= mx.array(threshold(self.probability), dtype=mx.uint32)
+        return mx.where(keep, x * (1.0 / (1.0 - self.probability)), 0.0)
 
 
 class KVCache:

@@ -13,7 +13,8 @@ from twingpt.backends.mlx import linux_cpu
 Item = TypeVar("Item")
 
 LossAndGrads = Callable[..., tuple[mx.array, dict[str, mx.array]]]
-"""(weights, inputs [B, T], targets [B, T], key, parts of the batch at one time) -> (summed loss, its gradients)."""
+"""(weights, inputs [B, T], targets [B, T], keys of dropout [B, ...] or None, parts of the batch at one time) ->
+(summed loss, its gradients)."""
 
 Each = Callable[[Callable[[str, mx.array], mx.array], dict[str, mx.array]], dict[str, mx.array]]
 """(function of a name and its array, arrays by name) -> what the function makes of each."""

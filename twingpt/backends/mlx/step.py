@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from twingpt.backends.mlx.model import GPT
+from twingpt.backends.mlx.model import GPT, Drop
 from twingpt.backends.mlx.ops import Each, Ops, counted_logits
 from twingpt.core.backend import EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
@@ -55,9 +55,9 @@ def _chunks(hidden: mx.array, targets: mx.array, chunk: int) -> Iterator[tuple[m
         yield hidden[start : start + chunk], targets[start : start + chunk, None]
 
 
-def loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int, key: mx.array | None = None) -> mx.array:
+def loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int, drop: Drop | None = None) -> mx.array:
     """Summed cross-entropy in nats of int32 [B, T] over the targets that are not -1; differentiable."""
-    hidden = model(inputs, key=key).flatten(0, 1).astype(model.dtype)
+    hidden = model(inputs, drop=drop).flatten(0, 1).astype(model.dtype)
     return _chunked_cross_entropy(model.ops, chunk)(hidden, model.head_weight, targets.flatten())[0]
 
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from twingpt.backends.reference.model import GPT, CacheView, Floats, KVCache, Parameters
+from twingpt.backends.reference.model import GPT, CacheView, Floats, KVCache, Masks, Parameters
 from twingpt.backends.reference.step import Moments, add_gradients, clip_and_update, create_optimizer, loss_sum
-from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
+from twingpt.core import dropout
+from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError, UsageError
 from twingpt.core.memory import first_line, process_memory
@@ -79,10 +80,15 @@ class ReferenceBackend:
         self._clear_gradients()
         loss = 0.0
         for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            key = micro_batch_seed(self.config.seed, step, micro_batch)
-            generator = np.random.Generator(np.random.Philox(key=key))
-            loss += add_gradients(self._model, x, y, self.config.loss_chunk, generator)
+            masks = self._masks(step, micro_batch * len(x), len(x))
+            loss += add_gradients(self._model, x, y, self.config.loss_chunk, masks)
         return loss
+
+    def _masks(self, step: int, first: int, count: int) -> Masks | None:
+        """What drops out of `count` sequences, from number `first` of the step's batch."""
+        if self.spec.dropout == 0.0:
+            return None
+        return Masks(self.spec, dropout.keys(self.spec, self.config.seed, step, np.arange(first, first + count)))
 
     def _clear_gradients(self) -> None:
         for grad in self._parameters.grads.values():

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.backend import Array
+from twingpt.core.dropout import of_layer, table, threshold
 from twingpt.core.params import HEAD, POSITION_EMBEDDING, TOKEN_EMBEDDING
 from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
@@ -125,18 +126,38 @@ def sum_of_rows(x: Floats) -> Floats:
     return rows
 
 
+@dataclass(slots=True)
+class Masks:
+    """What drops out of a batch, after core.dropout. keys: [B, ...], those of the whole model or of one layer."""
+
+    spec: GPTSpec
+    keys: NDArray[np.uint32]
+
+    def layer(self, index: int) -> Masks:
+        return Masks(self.spec, self.keys[:, of_layer(self.spec.n_head, index)])
+
+    def keep(self, keys: NDArray[np.uint32], rows: int, columns: int) -> NDArray[np.bool_]:
+        """Keys [...] -> [..., rows, columns]"""
+        numbers = table(self.spec)[: rows * columns].reshape(rows, columns)
+        products: NDArray[np.uint32] = numbers * keys[..., None, None]
+        return products >= np.uint32(threshold(self.spec.dropout))
+
+
 class Dropout:
-    """Sets each value to zero with a probability, and scales up the others so that the mean stays (arXiv 1207.0580)."""
+    """Sets each value to zero with a probability, and scales up the others so that the mean stays (arXiv 1207.0580).
 
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
+    columns: which of the keys are this one's.
+    """
 
-    def forward(self, x: Floats, generator: np.random.Generator | None) -> Floats:
-        """[...] -> [...]. Without a generator nothing is dropped."""
+    def __init__(self, probability: float, columns: int | slice) -> None:
+        self.probability, self.columns = probability, columns
+
+    def forward(self, x: Floats, masks: Masks | None) -> Floats:
+        """[..., n, m] -> [..., n, m]. Without masks nothing is dropped."""
         self.mask: Floats | None = None
-        if generator is None or self.probability == 0.0:
+        if masks is None:
             return x
-        keep = generator.random(x.shape, dtype=np.float32) >= self.probability
+        keep = masks.keep(masks.keys[:, self.columns], *x.shape[-2:])
         self.mask = keep * np.float32(1.0 / (1.0 - self.probability))
         return x * self.mask
 
@@ -154,11 +175,10 @@ class Attention:
         self.q_norm = RMSNorm(parameters, f"{name}.q_norm", spec.norm_eps) if spec.qk_norm else None
         self.k_norm = RMSNorm(parameters, f"{name}.k_norm", spec.norm_eps) if spec.qk_norm else None
         self.proj = Linear(parameters, f"{name}.proj", spec.bias)
-        self.probability_drop, self.drop = Dropout(spec.dropout), Dropout(spec.dropout)
+        self.probability_drop = Dropout(spec.dropout, slice(spec.n_head))
+        self.drop = Dropout(spec.dropout, -2)
 
-    def forward(
-        self, x: Floats, rope: Rope | None, cache: LayerCache | None, generator: np.random.Generator | None
-    ) -> Floats:
+    def forward(self, x: Floats, rope: Rope | None, cache: LayerCache | None, masks: Masks | None) -> Floats:
         """[B, T, C] -> [B, T, C]"""
         B, T, _ = x.shape
         self.rope = rope
@@ -171,15 +191,15 @@ class Attention:
         if cache is not None:
             k, v, mask = cache.update(k, v)
             allowed = allowed if mask is None else mask
-        y = self._attend(q, self._shared(k), self._shared(v), allowed, generator)
-        return self.drop.forward(self.proj.forward(y.swapaxes(1, 2).reshape(B, T, -1)), generator)
+        y = self._attend(q, self._shared(k), self._shared(v), allowed, masks)
+        return self.drop.forward(self.proj.forward(y.swapaxes(1, 2).reshape(B, T, -1)), masks)
 
-    def _attend(self, q: Floats, k: Floats, v: Floats, allowed: Array, generator: np.random.Generator | None) -> Floats:
+    def _attend(self, q: Floats, k: Floats, v: Floats, allowed: Array, masks: Masks | None) -> Floats:
         """q [B, H, T, D], k and v [B, H, S, D] -> [B, H, T, D]"""
         scores = (q @ k.swapaxes(2, 3)) * self.scale
         self.q, self.k, self.v = q, k, v
         self.probabilities = softmax(np.where(allowed, scores, np.float32(-np.inf)))
-        self.dropped = self.probability_drop.forward(self.probabilities, generator)
+        self.dropped = self.probability_drop.forward(self.probabilities, masks)
         return self.dropped @ v
 
     def backward(self, grad_y: Floats) -> Floats:
@@ -237,9 +257,9 @@ class MLP:
         self.fc = Linear(parameters, f"{name}.fc", spec.bias)
         self.gate = Linear(parameters, f"{name}.gate", spec.bias) if spec.gated else None
         self.proj = Linear(parameters, f"{name}.proj", spec.bias)
-        self.drop = Dropout(spec.dropout)
+        self.drop = Dropout(spec.dropout, -1)
 
-    def forward(self, x: Floats, generator: np.random.Generator | None) -> Floats:
+    def forward(self, x: Floats, masks: Masks | None) -> Floats:
         """[B, T, C] -> [B, T, C]"""
         self.up = self.fc.forward(x)
         if self.gate is None:
@@ -247,7 +267,7 @@ class MLP:
         else:
             self.gating, self.slope = silu(self.gate.forward(x))
             hidden = self.gating * self.up
-        return self.drop.forward(self.proj.forward(hidden), generator)
+        return self.drop.forward(self.proj.forward(hidden), masks)
 
     def backward(self, grad_y: Floats) -> Floats:
         """[B, T, C] -> [B, T, C]"""
@@ -319,12 +339,10 @@ class Block:
         self.ln2 = norm(parameters, f"{name}.ln2", spec)
         self.mlp = MLP(parameters, f"{name}.mlp", spec)
 
-    def forward(
-        self, x: Floats, rope: Rope | None, cache: LayerCache | None, generator: np.random.Generator | None
-    ) -> Floats:
+    def forward(self, x: Floats, rope: Rope | None, cache: LayerCache | None, masks: Masks | None) -> Floats:
         """[B, T, C] -> [B, T, C]"""
-        x = x + self.attn.forward(self.ln1.forward(x), rope, cache, generator)
-        return x + self.mlp.forward(self.ln2.forward(x), generator)
+        x = x + self.attn.forward(self.ln1.forward(x), rope, cache, masks)
+        return x + self.mlp.forward(self.ln2.forward(x), masks)
 
     def backward(self, grad_x: Floats) -> Floats:
         """[B, T, C] -> [B, T, C]. A sum hands its gradient on to both of its terms, whole."""
@@ -339,24 +357,23 @@ class GPT:
         self.parameters = parameters
         self.learned_positions = spec.position == "learned"
         self.rope = Rope(*rope_table(spec)) if spec.position == "rope" else None
-        self.drop = Dropout(spec.dropout)
+        self.drop = Dropout(spec.dropout, 0)
         self.blocks = [Block(parameters, f"blocks.{i}", spec) for i in range(spec.n_layer)]
         self.ln_f = norm(parameters, "ln_f", spec)
         self.head_name = TOKEN_EMBEDDING if spec.tie_embeddings else HEAD
 
-    def forward(
-        self, tokens: Array, view: CacheView | None = None, generator: np.random.Generator | None = None
-    ) -> Floats:
-        """Token ids [B, T] -> hidden states [B, T, C], ready for the head. generator: draws what drops out."""
+    def forward(self, tokens: Array, view: CacheView | None = None, masks: Masks | None = None) -> Floats:
+        """Token ids [B, T] -> hidden states [B, T, C], ready for the head. masks: what drops out."""
         positions = np.arange(tokens.shape[1]) if view is None else view.positions
         self.tokens = tokens
         x = self.parameters.weights[TOKEN_EMBEDDING][tokens]
         if self.learned_positions:
             x = x + self.parameters.weights[POSITION_EMBEDDING][positions]
-        x = self.drop.forward(x, generator)
+        x = self.drop.forward(x, masks)
         rope = None if self.rope is None else self.rope.at(positions)
         for layer, block in enumerate(self.blocks):
-            x = block.forward(x, rope, None if view is None else view.layer(layer), generator)
+            own = None if masks is None else masks.layer(layer)
+            x = block.forward(x, rope, None if view is None else view.layer(layer), own)
         return self.ln_f.forward(x)
 
     def backward(self, grad_hidden: Floats) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twingpt.backends.reference.model import GPT, Floats, Parameters, Tree
+from twingpt.backends.reference.model import GPT, Floats, Masks, Parameters, Tree
 from twingpt.core.backend import Array, EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
@@ -21,11 +21,9 @@ def loss_sum(model: GPT, inputs: Array, targets: Array, chunk: int) -> float:
     return sum(cross_entropy(model.logits(rows[i : i + chunk]), flat[i : i + chunk])[0] for i in starts)
 
 
-def add_gradients(
-    model: GPT, inputs: Array, targets: Array, chunk: int, generator: np.random.Generator | None = None
-) -> float:
+def add_gradients(model: GPT, inputs: Array, targets: Array, chunk: int, masks: Masks | None = None) -> float:
     """The same sum, with the gradients of it added to the model's."""
-    hidden = model.forward(inputs, generator=generator)
+    hidden = model.forward(inputs, masks=masks)
     rows, flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     grad_rows = np.empty_like(rows)
     grad_head = model.parameters.grads[model.head_name]

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twingpt.backends.torch_mps.distributed import GradientSum
-from twingpt.backends.torch_mps.model import GPT, CacheView, KVCache, causal_flag_leaks
+from twingpt.backends.torch_mps.model import GPT, CacheView, Drop, KVCache, causal_flag_leaks, signed_keys
 from twingpt.backends.torch_mps.ops import choose_ops
 from twingpt.backends.torch_mps.step import Optimizer, clip_and_update, loss_sum
-from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats, micro_batch_seed
+from twingpt.core import dropout
+from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
@@ -78,6 +79,7 @@ class TorchBackend:
         self._parameters = self._optimizer.parameters
         self._rank, self._ranks = (world.rank, world.size) if world else (0, 1)
         self._gradient_sum = GradientSum(self._parameters) if self._ranks > 1 else None
+        self._drop_table: Tensor | None = None
         self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
     @memory_reported
@@ -101,17 +103,32 @@ class TorchBackend:
 
     def _sum_gradients(self, inputs: Array, targets: Array, step: int) -> Tensor:
         """Accumulate the gradients of all micro-batches; returns the summed loss."""
-        self._model.train()
         total = torch.zeros((), device=self._device)
         for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
-            torch.manual_seed(micro_batch_seed(self.config.seed, step, micro_batch * self._ranks + self._rank))
             if self._gradient_sum and micro_batch == len(inputs) - 1:
                 self._gradient_sum.arm()
             with self._autocast():
-                loss = loss_sum(self._model, self._to_device(x), self._to_device(y), self.config.loss_chunk)
+                loss = loss_sum(
+                    self._model,
+                    self._to_device(x),
+                    self._to_device(y),
+                    self.config.loss_chunk,
+                    self._drop(step, micro_batch * len(x), len(x)),
+                )
             loss.backward()
             total += loss.detach()
         return self._gradient_sum.finish(total) if self._gradient_sum else total
+
+    def _drop(self, step: int, first: int, count: int) -> Drop | None:
+        """What drops out of `count` sequences, from the one that is this rank's number `first` in the step's batch."""
+        if self.spec.dropout == 0.0:
+            return None
+        if self._drop_table is None:
+            self._drop_table = torch.from_numpy(dropout.table(self.spec).view(np.int32)).to(self._device)
+        sequences = np.arange(first, first + count) * self._ranks + self._rank
+        keys = signed_keys(dropout.keys(self.spec, self.config.seed, step, sequences))
+        on_device = torch.from_numpy(keys).to(self._device)
+        return Drop(self.spec.dropout, self.spec.n_head, self._drop_table, on_device)
 
     @memory_reported
     def read_stats(self) -> StepStats:
@@ -129,14 +146,12 @@ class TorchBackend:
     @memory_reported
     @torch.no_grad()
     def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
-        self._model.eval()
         with self._autocast():
             loss = loss_sum(self._model, self._to_device(inputs), self._to_device(targets), self.config.loss_chunk)
         return float(loss), int((targets >= 0).sum())
 
     @memory_reported
     def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
-        self._model.eval()
         with self._autocast():
             loss = loss_sum(self._model, self._to_device(inputs), self._to_device(targets), self.config.loss_chunk)
         mean = loss / int((targets >= 0).sum())
@@ -148,7 +163,6 @@ class TorchBackend:
     @memory_reported
     @torch.no_grad()
     def logits(self, tokens: Array) -> NDArray[np.float32]:
-        self._model.eval()
         with self._autocast():
             logits = self._model.logits(self._model(self._to_device(tokens)))
         return _to_numpy(logits)
@@ -237,7 +251,6 @@ class TorchBackend:
 
     @torch.no_grad()
     def _cached_logits(self, tokens: Array, view: CacheView, last: int) -> NDArray[np.float32]:
-        self._model.eval()
         with self._autocast():
             hidden = self._model(self._to_device(tokens), view)
             return _to_numpy(self._model.logits(hidden[:, last]))

@@ -21,6 +21,9 @@ FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
 MASTER_PORT = 29500
 """Where rank 0 of torch.distributed waits for the others: torchrun's own default."""
 
+BRIDGE = "bridge0"
+"""A Mac's Thunderbolt Bridge."""
+
 # Fitted to peak resident memory on a CPU (x86-64, torch 2.13, mlx 0.32.4) with n_embd 64 to 384, 2 and 6 layers, T 64
 # and 256, mlp_ratio 1 and 4, vocabulary 512 and 16,000: 30 measurements, -11 to +7 % of the total; 4 more with
 # activation checkpointing, -5 to +11 %. SQUARE is MPS's attention, measured by turning the fused one off on the CPU;
@@ -40,10 +43,10 @@ SQUARE_DROPOUT = Footprint(width=14.5, square=4.0, passing=20.0, **_COMMON)
 
 
 def footprint(device: str, dropout: bool) -> Footprint:
-    """Which kernels are taken for attention: the CPU has a fused one without dropout, MPS never."""
-    if device == "cuda" or (device == "cpu" and not dropout):
-        return FLASH
-    return SQUARE_DROPOUT if dropout else SQUARE
+    """Which kernels are taken for attention: MPS has no fused one, and none takes dropout's keys."""
+    if dropout:
+        return SQUARE_DROPOUT
+    return SQUARE if device == "mps" else FLASH
 
 
 def launch(hosts: Sequence[Host], command: list[str]) -> Launch:
@@ -54,18 +57,37 @@ def launch(hosts: Sequence[Host], command: list[str]) -> Launch:
     if all(host.here for host in hosts):
         torchrun = [sys.executable, "-m", "torch.distributed.run"]
         # By its own name, which torchrun would take, a Mac may not find itself.
-        here = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(len(hosts))]
-        return Launch([*torchrun, *here, *command], {})
+        alone = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(len(hosts))]
+        return Launch([*torchrun, *alone, *command], {})
     ranks = Counter(host.name for host in hosts)
     if len(set(ranks.values())) > 1:
         raise UsageError("--hosts: with --backend mps every machine must be named the same number of times")
-    lines = {}
+    lines, own = {}, interface_here(hosts)
+    here = {host.name for host in hosts if host.here}
     for number, host in enumerate(ranks):
         where = ["--nnodes", str(len(ranks)), "--node-rank", str(number), "--nproc-per-node", str(ranks[host])]
         master = ["--master-addr", hosts[0].address, "--master-port", str(MASTER_PORT)]
-        # Else gloo takes the interface of the host's name, which may be Wi-Fi. bridge0 is a Mac's Thunderbolt Bridge.
-        lines[host] = ["env", "GLOO_SOCKET_IFNAME=bridge0", "torchrun", *where, *master, *command]
+        # Else gloo takes the interface of the host's name, which may be Wi-Fi.
+        interface = own if host in here or own == BRIDGE else None
+        named = [] if interface is None else ["env", f"GLOO_SOCKET_IFNAME={interface}"]
+        lines[host] = [*named, "torchrun", *where, *master, *command]
     return Launch(None, lines)
+
+
+def interface_here(hosts: Sequence[Host]) -> str | None:
+    """The name of the interface that this machine is one of the hosts by; None where that cannot be told.
+
+    Only the bridge has the same name on every Mac. On another system a name that the host does not have ends the run.
+    """
+    import psutil  # type: ignore[import-untyped]
+
+    own = [host.address for host in hosts if host.here]
+    if not own:
+        return BRIDGE if sys.platform == "darwin" else None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address in own for address in addresses):
+            return str(name)
+    return None
 
 
 def device_name(device: str) -> str | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from twingpt.backends.torch_mps.ops import PLAIN_OPS, Ops
+from twingpt.core.dropout import of_layer, threshold
 from twingpt.core.rope import rope_table
 from twingpt.core.spec import GPTSpec
 
@@ -21,16 +21,14 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, spec: GPTSpec, ops: Ops) -> None:
         super().__init__()
         self.n_head, self.kv_heads, self.head_dim = spec.n_head, spec.kv_heads, spec.head_dim
-        self.dropout = spec.dropout
         self.widths = [heads * spec.head_dim for heads in (spec.n_head, spec.kv_heads, spec.kv_heads)]
         self.qkv = Linear(spec.n_embd, sum(self.widths), spec.bias, ops)
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.proj = Linear(self.widths[0], spec.n_embd, spec.bias, ops)
-        self.resid_drop = nn.Dropout(spec.dropout)
         self.explicit_mask = False
 
-    def forward(self, x: Tensor, rope: Rope | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None, cache: LayerCache | None, drop: Drop | None) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (part.view(B, T, -1, self.head_dim).transpose(1, 2) for part in self.qkv(x).split(self.widths, dim=2))
         q, k = turn(self.q_norm(q), rope).to(v.dtype), turn(self.k_norm(k), rope).to(v.dtype)
@@ -39,13 +37,15 @@ class CausalSelfAttention(nn.Module):
             k, v, mask = cache.update(k, v)
         if self.kv_heads != self.n_head:
             k, v = (repeated(part, self.n_head // self.kv_heads) for part in (k, v))
-        if mask is None and self.explicit_mask:
-            positions = torch.arange(T, device=x.device)
-            mask = positions[:, None] >= positions
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None
-        )
-        return self.resid_drop(self.proj(y.transpose(1, 2).reshape(B, T, -1)))
+        if drop is not None:
+            # torch's own dropout takes no key, let alone one for each sequence.
+            y = drop.probabilities(causal_softmax(q * self.head_dim**-0.5 @ k.mT).to(v.dtype)) @ v
+        else:
+            if mask is None and self.explicit_mask:
+                mask = causal_mask(T, x.device)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = self.proj(y.transpose(1, 2).reshape(B, T, -1))
+        return y if drop is None else drop.attention(y)
 
 
 class MLP(nn.Module):
@@ -56,10 +56,10 @@ class MLP(nn.Module):
         if spec.gated:
             self.gate = Linear(spec.n_embd, spec.hidden, spec.bias, ops)
         self.proj = Linear(spec.hidden, spec.n_embd, spec.bias, ops)
-        self.resid_drop = nn.Dropout(spec.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resid_drop(self.proj(self.hidden(x)))
+    def forward(self, x: Tensor, drop: Drop | None) -> Tensor:
+        y = self.proj(self.hidden(x))
+        return y if drop is None else drop.mlp(y)
 
     def hidden(self, x: Tensor) -> Tensor:
         if self.activation == "swiglu":
@@ -77,9 +77,9 @@ class Block(nn.Module):
         self.ln2 = norm(spec)
         self.mlp = MLP(spec, ops)
 
-    def forward(self, x: Tensor, rope: Rope | None, cache: LayerCache | None) -> Tensor:
-        x = x + self.attn(self.ln1(x), rope, cache)
-        return x + self.mlp(self.ln2(x))
+    def forward(self, x: Tensor, rope: Rope | None, cache: LayerCache | None, drop: Drop | None) -> Tensor:
+        x = x + self.attn(self.ln1(x), rope, cache, drop)
+        return x + self.mlp(self.ln2(x), drop)
 
 
 class GPT(nn.Module):
@@ -96,7 +96,6 @@ class GPT(nn.Module):
         self.tok_emb = nn.Embedding(spec.vocab_size, spec.n_embd)
         if spec.position == "learned":
             self.pos_emb = nn.Embedding(spec.block_size, spec.n_embd)
-        self.drop = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList(Block(spec, ops) for _ in range(spec.n_layer))
         self.ln_f = norm(spec)
         if not spec.tie_embeddings:
@@ -105,17 +104,21 @@ class GPT(nn.Module):
         self.explicit_mask = False
         self.rope: Rope | None = None
 
-    def forward(self, tokens: Tensor, view: CacheView | None = None) -> Tensor:
-        """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head."""
+    def forward(self, tokens: Tensor, view: CacheView | None = None, drop: Drop | None = None) -> Tensor:
+        """Token ids [B, T] -> hidden states [B, T, n_embd], ready for the head. Dropout only with `drop`."""
         positions = torch.arange(tokens.shape[1], device=tokens.device) if view is None else view.positions
         x = self.ops.embedding(tokens, self.tok_emb.weight, self.tied)
         if self.rope is None:
             x = x + self.pos_emb(positions)
-        x = self.drop(x)
+        x = x if drop is None else drop.embedding(x)
         rope = None if self.rope is None else self.rope.at(positions)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            x = recomputed(block, x, rope) if recompute else block(x, rope, None if view is None else view.layer(layer))
+            own = None if drop is None else drop.layer(layer)
+            if recompute:
+                x = recomputed(block, x, rope, own)
+            else:
+                x = block(x, rope, None if view is None else view.layer(layer), own)
         return self.ln_f(x)
 
     def make_rope(self, spec: GPTSpec) -> None:
@@ -141,26 +144,11 @@ class GPT(nn.Module):
         return self.ops.linear(hidden, self.head_weight, None).float()
 
 
-def recomputed(block: nn.Module, x: Tensor, rope: Rope | None) -> Tensor:
-    """block(x, rope, None), of which the backward pass computes everything again, and drops out the same."""
-    # checkpoint's own preserve_rng_state knows the CPU and CUDA, and leaves the generator of MPS where it is.
-    generator: Any = torch if x.device.type == "cpu" else getattr(torch, x.device.type)
-
-    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        return contextlib.nullcontext(), replayed(generator, generator.get_rng_state())
-
-    y: Tensor = checkpoint(block, x, rope, None, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+def recomputed(block: nn.Module, x: Tensor, rope: Rope | None, drop: Drop | None) -> Tensor:
+    """block(x, rope, None, drop), of which the backward pass computes everything again."""
+    # Nothing is drawn, so that no generator has to be put back.
+    y: Tensor = checkpoint(block, x, rope, None, drop, use_reentrant=False, preserve_rng_state=False)
     return y
-
-
-@contextlib.contextmanager
-def replayed(generator: Any, state: Tensor) -> Iterator[None]:
-    now = generator.get_rng_state()
-    generator.set_rng_state(state)
-    try:
-        yield
-    finally:
-        generator.set_rng_state(now)
 
 
 def norm(spec: GPTSpec) -> nn.Module:
@@ -210,6 +198,64 @@ def turn(x: Tensor, rope: Rope | None) -> Tensor:
     return torch.cat((a * rope.cosines - b * rope.sines, b * rope.cosines + a * rope.sines), dim=-1)
 
 
+@dataclass(slots=True)
+class Drop:
+    """What drops out of a batch, after core.dropout, whose unsigned numbers are signed here.
+
+    table: int32 [n]; keys: int32 [B, ...], those of the whole model or of one layer.
+    """
+
+    probability: float
+    n_head: int
+    table: Tensor
+    keys: Tensor
+
+    def layer(self, index: int) -> Drop:
+        return replace(self, keys=self.keys[:, of_layer(self.n_head, index)])
+
+    def embedding(self, x: Tensor) -> Tensor:
+        """[B, T, n_embd]; with the keys of the whole model."""
+        return self._dropped(x, self.keys[:, 0])
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """[B, n_head, T, T]; with the keys of a layer, as the two below."""
+        return self._dropped(x, self.keys[:, : self.n_head])
+
+    def attention(self, x: Tensor) -> Tensor:
+        """[B, T, n_embd]"""
+        return self._dropped(x, self.keys[:, -2])
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """[B, T, n_embd]"""
+        return self._dropped(x, self.keys[:, -1])
+
+    def _dropped(self, x: Tensor, keys: Tensor) -> Tensor:
+        rows, columns = x.shape[-2:]
+        products = self.table[: rows * columns].view(rows, columns) * keys[..., None, None]
+        keep = products >= threshold(self.probability) - 2**31
+        return torch.where(keep, x * (1.0 / (1.0 - self.probability)), 0.0)
+
+
+def signed_keys(keys: NDArray[np.uint32]) -> NDArray[np.int32]:
+    """Keys of core.dropout whose products with the table compare signed as the right ones do unsigned.
+
+    That takes 2^31 added to each product; as the table is odd, adding it to the key does that.
+    """
+    return (keys ^ np.uint32(2**31)).view(np.int32)
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """bool [T, T]: up to the query's own position."""
+    positions = torch.arange(length, device=device)
+    return positions[:, None] >= positions
+
+
+def causal_softmax(scores: Tensor) -> Tensor:
+    """[..., T, T] over the last axis, up to the query's own position, in float32."""
+    hidden = ~causal_mask(scores.shape[-1], scores.device)
+    return scores.float().masked_fill(hidden, -torch.inf).softmax(dim=-1)
+
+
 def repeated(x: Tensor, times: int) -> Tensor:
     """Keys or values [B, kv_heads, T, head_dim], each head `times` times in a row, for the queries that share it."""
     B, heads, T, width = x.shape
@@ -227,16 +273,16 @@ def causal_flag_leaks(spec: GPTSpec, device: torch.device, dtype: torch.dtype) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         attention = CausalSelfAttention(
-            replace(spec, n_head=heads, n_kv_head=0, n_embd=heads * spec.head_dim, dropout=0.0), PLAIN_OPS
+            replace(spec, n_head=heads, n_kv_head=0, n_embd=heads * spec.head_dim), PLAIN_OPS
         ).eval()
         one, other = torch.randn(2, 1, longest, heads * spec.head_dim).to(device)
     attention.to(device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for T in {min(length, longest) for length in (8, 64, longest)}:
-            y = attention(one[:, :T], None, None)
+            y = attention(one[:, :T], None, None, None)
             for t in {0, min(1, T - 1), T // 2, max(T - 2, 0)}:
                 changed = torch.cat((one[:, : t + 1], other[:, t + 1 : T]), dim=1)
-                if not torch.equal(attention(changed, None, None)[:, : t + 1], y[:, : t + 1]):
+                if not torch.equal(attention(changed, None, None, None)[:, : t + 1], y[:, : t + 1]):
                     return True
     return False
 

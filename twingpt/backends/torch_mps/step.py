@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from twingpt.backends.torch_mps.model import GPT
+from twingpt.backends.torch_mps.model import GPT, Drop
 from twingpt.core.backend import EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
@@ -23,10 +23,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, with_grad: bool) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_grad else None
         grad_weight: Tensor | None = None
@@ -61,17 +60,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         # Held by autograd alone, they can be added to in place.
         grad_hidden, grad_weight = ctx.grads
         del ctx.grads
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None
 
 
-def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, chunk: int) -> Tensor:
+def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, chunk: int, drop: Drop | None = None) -> Tensor:
     """Summed cross-entropy in nats of int64 [B, T] over the targets that are not -1; a float32 scalar."""
-    hidden = model(inputs)
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), model.head_weight, targets.flatten(), chunk)
+    hidden = model(inputs, drop=drop)
+    # Inside, gradients are off, and a weight says that it wants one also where nobody will ask for it.
+    with_grad = torch.is_grad_enabled()
+    loss: Tensor = _ChunkedCrossEntropy.apply(
+        hidden.flatten(0, 1), model.head_weight, targets.flatten(), chunk, with_grad
+    )
     return loss
 
 

@@ -1,5 +1,7 @@
 """`library.sqlite`: the user's text as documents and passages, with an index to find a passage by a question."""
 
+import hashlib
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -117,9 +119,14 @@ def build_library(path: Path, documents: Iterable[LibraryDocument]) -> int:
         db = sqlite3.connect(temporary)
         try:
             db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = FULL;" + _SCHEMA)
-            passages, total = _insert(db, documents)
+            passages, total, content = _insert(db, documents)
             db.execute("INSERT INTO passage_terms (passage_terms) VALUES ('optimize')")
-            facts = {"format_version": FORMAT_VERSION, "passages": str(passages), "terms": str(total)}
+            facts = {
+                "format_version": FORMAT_VERSION,
+                "passages": str(passages),
+                "terms": str(total),
+                "content": content,
+            }
             db.executemany("INSERT INTO meta VALUES (?, ?)", sorted(facts.items()))
             db.commit()
         finally:
@@ -146,13 +153,16 @@ def passage_contacts(title: str, text: str) -> list[Contact]:
     return [contact for contact in standardise(f"{title}\n{text}")[1] if contact.start > len(title)]
 
 
-def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> tuple[int, int]:
-    """(how many passages, how many terms in all of them)."""
+def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> tuple[int, int, str]:
+    """(how many passages, how many terms in all of them, sha256 of the documents)."""
     count = total = 0
+    content = hashlib.sha256()
     for number, document in enumerate(documents):
         date = newest_date("\n".join([document.title, *document.passages])) or date_of_name(document.file)
         row = (number, document.title, date, document.file, document.place)
         db.execute("INSERT INTO document VALUES (?, ?, ?, ?, ?)", row)
+        parts = [document.title, document.file, document.place, *document.passages]
+        content.update(json.dumps(parts, ensure_ascii=False).encode() + b"\n")
         for text in document.passages:
             found = indexed_terms(document.title, text)
             db.execute("INSERT INTO passage VALUES (?, ?, ?)", (count, number, text))
@@ -163,4 +173,4 @@ def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> tup
             db.executemany("INSERT INTO contact VALUES (?, ?, ?, ?, ?)", rows)
             count += 1
             total += len(found)
-    return count, total
+    return count, total, content.hexdigest()

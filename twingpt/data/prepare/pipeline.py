@@ -25,10 +25,11 @@ from twingpt.data.files import (
 )
 from twingpt.data.library.build import FORMAT_VERSION, build_library, read_documents
 from twingpt.data.library.calibrate import calibrate
+from twingpt.data.library.identity import content_of_library
 from twingpt.data.prepare.block_size import choose_block_size
 from twingpt.data.prepare.parallel import default_workers
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
-from twingpt.data.prepare.stages import Report, StageResult, Workspace, file_sha256
+from twingpt.data.prepare.stages import PACKED_FROM, Report, StageResult, Workspace, file_sha256
 from twingpt.data.prepare.write_cleaned import FROM_FILES, TIED, write_cleaned, write_spool
 from twingpt.data.prepare.write_samples import SHOWN_SAMPLES, sample_settings, write_samples
 from twingpt.data.text import dedup, reading
@@ -184,7 +185,8 @@ class Job:
             read = read_documents(documents, files, self._out / CONTACTS_FILE, self.watcher.advance)
             passages = build_library(folder / LIBRARY_FILE, read)
             least_fit = calibrate(folder / LIBRARY_FILE)
-            return {"documents": len(documents), "passages": passages, "least_fit": least_fit}
+            content = content_of_library(folder / LIBRARY_FILE)
+            return {"documents": len(documents), "passages": passages, "least_fit": least_fit, "content": content}
 
         key = self.key("library", (), text=file_sha256(cleaned), files=files, format=FORMAT_VERSION)
         return self.workspace.run("library", key, make, needed=3 * size)
@@ -322,7 +324,7 @@ class Job:
                     advance=self.watcher.advance,
                 )
             manifest.save(folder)
-            return _pack_report(manifest, report, documents if plain else None)
+            return _pack_report(manifest, report, documents if plain else None) | {PACKED_FROM: key["inputs"]["text"]}
 
         result = self.workspace.run("pack", key, make, needed=_packed_size(text, tokenizer, plain=plain))
         self.workspace.remove([] if self.settings.mask_prompt else ["train.mask", "val.mask"])

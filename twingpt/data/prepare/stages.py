@@ -16,6 +16,8 @@ from typing import Any
 from twingpt.core.errors import TwinGPTError
 
 STATE_FOLDER = ".stages"
+PACKED_FROM = "packed_from"
+"""In the report of "pack": the sha256 of the file that was packed."""
 
 Report = dict[str, Any]
 
@@ -32,6 +34,17 @@ class StageResult:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def recorded(folder: Path, stage: str, *names: str) -> str | None:
+    """What a stage of DATA recorded under these names ("files" or "report", then another); None where it did not."""
+    try:
+        found = json.loads((folder / STATE_FOLDER / f"{stage}.json").read_text(encoding="utf-8"))
+        for name in names:
+            found = found[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def key_of(parts: Mapping[str, Any]) -> str:

@@ -70,18 +70,19 @@ class Parts:
         compute = mx.compile(loss_and_grads)
 
         def run(
-            weights: dict[str, mx.array], inputs: mx.array, targets: mx.array, key: mx.array
+            weights: dict[str, mx.array], inputs: mx.array, targets: mx.array, keys: mx.array | None
         ) -> tuple[mx.array, dict[str, mx.array]]:
             rows, parts = len(inputs), len(self.streams)
             if not 1 < self.threads == parts <= rows:
                 self.take_threads()
-                return compute(weights, inputs, targets, key)
+                return compute(weights, inputs, targets, keys)
             self.take_threads(1)
             losses, grads = [], []
-            for part, part_key in enumerate(mx.random.split(key, parts)):
+            for part, stream in enumerate(self.streams):
                 own = slice(part * rows // parts, (part + 1) * rows // parts)
-                with mx.stream(self.streams[part]):
-                    loss, grad = compute(weights, inputs[own], targets[own], part_key, parts)
+                with mx.stream(stream):
+                    own_keys = None if keys is None else keys[own]
+                    loss, grad = compute(weights, inputs[own], targets[own], own_keys, parts)
                 losses.append(loss)
                 grads.append(grad)
             # MLX hands out one part's work to the end before the next one's, unless it is asked for little at a time.
