@@ -14,6 +14,7 @@ from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.data.text import unpacking
 from twingpt.data.text.changes import Changes
+from twingpt.data.text.characters import clean_text
 from twingpt.data.text.forms.form import ReadAs
 from twingpt.data.text.inputs import Source, find_sources
 from twingpt.data.text.reading import read_source
@@ -187,7 +188,7 @@ def test_exports_that_were_encoded_twice(tmp_path: Path) -> None:
     export = json.dumps({"participants": [{"name": messages[0]["sender_name"]}], "messages": messages})
     assert "\\u00ec" in export
     changes = Changes()
-    text = _read_text(tmp_path, export, "JSON", changes)
+    text = clean_text(_read_text(tmp_path, export, "JSON"), changes)
     assert text.split("\n\n")[:4] == [*SAID, "좋아요 👍"]
     assert "홍길동" not in text
     assert changes.counts["mojibake lines repaired"] == 5

@@ -143,7 +143,7 @@ class Job:
 
     def key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
         chosen = {name: getattr(self.settings, name) for name in fields}
-        if self.settings.template == "qa" and stage in ("clean", "samples"):
+        if stage == "clean" or (stage == "samples" and self.settings.template == "qa"):
             inputs["sentences"] = metadata.version("kiwipiepy")
         return {"stage": stage, "version": [__version__, VERSIONS[stage]], "settings": chosen, "inputs": inputs}
 

@@ -28,11 +28,12 @@ _MAC_LEAD = bytes(range(0xB0, 0xC9)).decode("mac_roman")
 _LATIN_SYLLABLES = re.compile("(?:[\u00b0-\u00c8][\u00a1-\u00fe] ?){2,}")
 _MAC_SYLLABLES = re.compile(f"(?:[{re.escape(_MAC_LEAD)}][{re.escape(_MAC_HIGH)}] ?){{2,}}")
 _MAC_RUN = re.compile(f"[\u0000-\u007f{re.escape(bytes(range(0x80, 0x100)).decode('mac_roman'))}¤]+")
+# Mathematics looks like syllables in MacRoman, but has nothing else of what Korean text looks like there.
+_MATHEMATICS = re.compile("[\u0000-\u007f∞±≤≥µ∂∑∏π∫Ω√≈∆≠÷◊¬]*")
 _HIGH = re.compile("[\u0080-\u00ff]")
-_HANGUL = re.compile("[가-힣]")
 _REPAIRED = "mojibake lines repaired"
 # So many lines of a text in CP949 show that the short ones among them are in it too.
-_LINES_THAT_SHOW = 5
+_LINES_THAT_SHOW = 3
 
 
 def repair_mojibake(text: str, changes: Changes) -> str:
@@ -99,7 +100,7 @@ def _undo_latin(line: str, *, sure: bool) -> str:
 
 
 def _undo_mac(line: str, *, sure: bool) -> str:
-    if sure and not _MAC_SYLLABLES.search(line):
+    if sure and (not _MAC_SYLLABLES.search(line) or all(map(_MATHEMATICS.fullmatch, _MAC_RUN.findall(line)))):
         return line
     return _undo_cp949(line, _MAC_RUN, lambda run: run.replace("¤", "€").encode("mac_roman"), 3, sure=sure)
 
@@ -113,19 +114,22 @@ def _undo_cp949(line: str, runs: re.Pattern[str], to_bytes: Callable[[str], byte
     sure: the line alone has to show it, with `least` syllables of which most are common.
     """
 
+    made: list[str] = []
+
     def undone(match: re.Match[str]) -> str:
-        return to_bytes(match.group()).decode("cp949")
+        made.append(to_bytes(match.group()).decode("cp949"))
+        return made[-1]
 
     try:
         candidate = runs.sub(undone, line)
     except UnicodeError:
         return line
-    made = [c for c in candidate if c > "\x7f"]
-    syllables = len(_HANGUL.findall(candidate)) - len(_HANGUL.findall(line))
-    common = _common(candidate) - _common(line)
-    if syllables < (least if sure else 1) or syllables < 0.6 * (len(made) - len(_HANGUL.findall(line))):
+    letters = [c for c in "".join(made) if c > "\x7f"]
+    syllables = sum("가" <= c <= "힣" for c in letters)
+    if syllables < (least if sure else 1) or syllables < 0.6 * len(letters):
         return line
-    return candidate if not sure or common >= (0.5 if syllables >= 4 else 0.75) * syllables else line
+    enough = (0.5 if syllables >= 4 else 0.75) * syllables
+    return candidate if not sure or _common("".join(letters)) >= enough else line
 
 
 def _undo_run(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """Text out of files of every form and encoding: what leaves here is text alone, a part at a time.
 
-Korean notes come as UTF-8, as CP949 (the Windows and EUC-KR encoding), as UTF-16, and as text that some program once
-read in a wrong encoding and wrote again. All of them leave here as the same text.
+Korean notes come as UTF-8, as CP949 (the Windows and EUC-KR encoding) and as UTF-16. All of them leave here as the
+same text.
 """
 
 import codecs
@@ -21,7 +21,6 @@ from twingpt.data.text.forms.form import NotReadError, ReadAs
 from twingpt.data.text.forms.registry import ZIPPED_FORMS, form_of
 from twingpt.data.text.forms.unread import unread_form, unread_zip
 from twingpt.data.text.inputs import ZIP_MAGIC, Source
-from twingpt.data.text.mojibake import repair_mojibake
 from twingpt.data.text.unpacking import check_growth, read_full, unpacked
 
 BLOCK_BYTES = 1 << 20
@@ -104,8 +103,7 @@ def _read_zipped(told: ReadAs, head: bytes, stream: IO[bytes]) -> Iterator[str]:
             raise NotReadError(told.name, kind, way_out)
         told.form = form.name
         file.seek(0)
-        for text in form.read(file, told):
-            yield repair_mojibake(text, told.changes)
+        yield from form.read(file, told)
 
 
 def _decoded(
@@ -135,7 +133,7 @@ def _decoded(
             changes.example("undecodable bytes", example, "")
         if total >= HEAD_BYTES:
             _check_lost(name, encoding, lost, total, max_undecodable, example)
-        yield repair_mojibake(text, changes)
+        yield text
     _check_lost(name, encoding, lost, total, max_undecodable, "")
 
 

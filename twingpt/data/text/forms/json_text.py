@@ -7,7 +7,6 @@ from typing import Any
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.text.forms.fields import Record, texts
 from twingpt.data.text.forms.form import ReadAs, TextForm, lines
-from twingpt.data.text.mojibake import repair_mojibake
 
 _HEAD = 1 << 16
 
@@ -47,7 +46,7 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
     try:
         # Several values on lines longer than what a form is recognised by are read alike.
         events = ijson.parse(stream, use_float=True, multiple_values=True)
-        yield from _repaired(texts(_records(events), read_as), read_as)
+        yield from texts(_records(events), read_as)
     except (ijson.JSONError, ValueError) as error:
         raise TwinGPTError(
             f"{read_as.name} is damaged, it cannot be read as JSON to its end: {_one_line(error)}"
@@ -55,7 +54,7 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
 
 
 def _read_lines(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
-    yield from _repaired(texts(_records_of_lines(lines(pieces), read_as), read_as), read_as)
+    return texts(_records_of_lines(lines(pieces), read_as), read_as)
 
 
 def _records_of_lines(found: Iterable[str], read_as: ReadAs) -> Iterator[Record]:
@@ -91,14 +90,6 @@ def _records(events: Iterable[tuple[str, str, Any]]) -> Iterator[dict[str, str]]
                 record = {}
     if record:
         yield record
-
-
-def _repaired(found: Iterable[str], read_as: ReadAs) -> Iterator[str]:
-    """Exports of Facebook and Instagram write each byte of UTF-8 as a character of its own."""
-    for text in found:
-        # A lone half of an escaped pair is no character.
-        paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        yield repair_mojibake(paired, read_as.changes)
 
 
 def _one_line(error: Exception) -> str:
