@@ -143,6 +143,8 @@ def test_contacts_are_not_lost_to_line_ends() -> None:
 VERSES = (
     "나 보기가 역겨워\n가실 때에는\n말없이 고이 보내 드리우리다\n영변에 약산\n진달래꽃\n아름 따다 가실 길에 뿌리우리다"
 )
+SENTENCE = "접수 창구는 오전 아홉 시에 열고 점심시간에는 쉬므로 그 전에 가서 번호표를 받고 기다리세요."
+PLACES = ("마닐라", "바기오", "앙헬레", "다바오", "세부시", "일로일")
 STREET = "서울특별시 종로구 세종대로"
 
 
@@ -155,9 +157,13 @@ STREET = "서울특별시 종로구 세종대로"
             for k, name in enumerate("하나둘셋넷다섯여섯일곱")
         ),
         "\n".join(f"{k}번 창구에서는 접수한 서류를 {'다시 ' * (k % 3)}확인합니다." for k in range(30)),
+        "\n\n".join(f"{place} 병원 예약 안내\n{SENTENCE}" for place in ["마닐라", "바기오", "앙헬레", "다바오"] * 4),
+        "\n".join(
+            f"{place}에서 병원을 다니며 느낀 {what}" for place in PLACES for what in ("좋은 점", "나쁜 점", "다른 점")
+        ),
         "\n".join(f"- 여권 사본과 사진 {k}장을 준비해 두고 기다리는 사람의 이름" for k in range(30)),
     ],
-    ids=["verses", "addresses", "sentences", "items"],
+    ids=["verses", "addresses", "sentences", "titles", "entries", "items"],
 )
 def test_lines_that_somebody_ended_stay(text: str) -> None:
     changes = Changes()

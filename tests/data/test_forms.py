@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import re
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from twingpt.commands.data_tables import _form_rows
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
@@ -18,6 +22,7 @@ from twingpt.data.text.characters import clean_text
 from twingpt.data.text.forms.form import ReadAs
 from twingpt.data.text.inputs import Source, find_sources
 from twingpt.data.text.reading import read_source
+from twingpt.generation.prompts import read_text
 
 SAID = [
     "여권을 잃어버렸는데 어디로 가야 해?",
@@ -423,3 +428,57 @@ def test_the_report_tells_which_file_was_read_as_what(tmp_path: Path, korean_tex
     assert [one["kind"] for one in report["not_read"]] == ["PDF"]
     text = (tmp_path / "data" / "cleaned.txt").read_text(encoding="utf-8")
     assert "홍길동" not in text and "오후" not in text and "이모티콘" not in text
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_the_examples_of_the_page_are_what_is_read(tmp_path: Path, language: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / language / "files.md").read_text(encoding="utf-8")
+    examples = re.findall(r'```text title="(.+?)"\n(.*?)```\n.*?```text\n(.*?)```', page, re.DOTALL)
+    assert [name for name, _, _ in examples] == ["chat.txt", "ratings.tsv"]
+    for name, given, read in examples:
+        (tmp_path / name).write_text(given, encoding="utf-8")
+        assert clean_text(_read(tmp_path / name), Changes()).strip() == read.strip()
+
+
+def test_the_summary_names_forms_and_what_was_not_read() -> None:
+    read = [("a.txt", "text", 3), ("b.csv", "table (CSV, TSV)", 2), ("c.csv", "table (CSV, TSV)", 1)]
+    clean: dict[str, list[dict[str, Any]]] = {
+        "read_as": [{"name": name, "form": form, "documents": count} for name, form, count in read],
+        "not_read": [{"name": f"x/{n}.pdf", "kind": "PDF", "way_out": "export it"} for n in range(5)],
+    }
+    clean["read_as"][1]["fields"] = ["text"]
+    assert _form_rows(clean) == [
+        ("read as text", "1 file, 3 documents"),
+        ("read as table (CSV, TSV)", "1 file, 2 documents, text of text"),
+        ("read as table (CSV, TSV)", "1 file, 1 documents"),
+        ("not read: PDF", "5 files (0.pdf, 1.pdf, 2.pdf, ...): export it"),
+    ]
+    assert _form_rows({"read_as": clean["read_as"][:1]}) == _form_rows({}) == []
+
+
+def test_a_list_of_prompts_is_taken_line_by_line(tmp_path: Path) -> None:
+    """It may look like a table, or like lines of one width."""
+    lines = [
+        "제목, 본문을 적어 줘",
+        "날짜, 장소를 적어 줘",
+        "이름, 주소를 적어 줘",
+        *["여권을 어디에서 다시 받을 수 있나"] * 12,
+    ]
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert read_text(path, forms=False).split("\n") == lines
+    path.write_text(PAGE, encoding="utf-8")
+    assert "게시판" not in read_text(path)
+
+
+def test_a_folder_is_read_in_one_order_whatever_form_its_names_have(tmp_path: Path) -> None:
+    names = ["가.txt", "나 2.txt", "ㄱ.txt", "한글.txt", "하.txt", "z.txt"]
+    orders = []
+    for form in ("NFC", "NFD"):
+        folder = tmp_path / form
+        folder.mkdir()
+        for name in names:
+            (folder / unicodedata.normalize(form, name)).write_text("글", encoding="utf-8")
+        found = find_sources([str(folder)]).sources
+        orders.append([unicodedata.normalize("NFC", source.path.name) for source in found])
+    assert orders[0] == orders[1]

@@ -16,10 +16,14 @@ NARROWEST, WIDEST = 24, 120
 # So many lines that end within a sentence have to be there, and such a share of them has to be full.
 _LEAST_LINES = 10
 _LEAST_SHARE = 0.75
+# Nothing but a link or a table stands out of such a text.
+_MOST_WITHIN = 0.95
 # Pairs of neighbouring lines that a long text is judged by.
 _SAMPLE = 2000
 # Lines cut between any two characters all have the same width, but for half a syllable and a blank at either end.
 _LEAST_EXACT, _ROOM = 0.9, 3
+# Pairs that Kiwi looks at, and the share of them that has to be one word.
+_SOME, _LEAST_CUT = 60, 0.3
 # So many widths of the longest lines are tried.
 _WIDTHS = 8
 
@@ -97,19 +101,30 @@ def _wrapping(lines: list[str]) -> _Wrapping | None:
         return None
     pairs = [(line.strip(" "), following.strip(" ")) for line, following in found]
     blanks = 10 * sum(line.endswith(" ") or following.startswith(" ") for line, following in found) > len(found)
+    all_lines = [stripped for line in lines[::step] if (stripped := line.strip(" "))]
     likely, most = None, _LEAST_SHARE * len(pairs)
     for measure in (columns, len):
         widths = sorted(measure(line) for line, _ in pairs)
+        widest = sorted(map(measure, all_lines))[int(_MOST_WITHIN * (len(all_lines) - 1))]
         # The longest line is full, or is one word that stands out of the others.
         for width in sorted(set(widths[len(widths) * 9 // 10 :]))[:_WIDTHS]:
-            if (width if measure is columns else 2 * width) < NARROWEST or width > WIDEST:
+            narrow = (width if measure is columns else 2 * width) < NARROWEST
+            if narrow or width > WIDEST or widest > width:
                 continue
             exact = sum(width - _ROOM <= size <= width for size in widths) >= _LEAST_EXACT * len(pairs)
             wrapping = _Wrapping(width, measure, exact, exact and blanks)
             full = sum(_is_full(line, following, wrapping) for line, following in pairs)
             if full > most:
                 likely, most = wrapping, full
+    if likely is not None and likely.exact and not blanks and not _cuts_words(pairs):
+        return None
     return likely
+
+
+def _cuts_words(pairs: list[tuple[str, str]]) -> bool:
+    """Whether lines of one width end within words, as they do in two of three places; entries of a list do not."""
+    some = pairs[:: 1 + len(pairs) // _SOME]
+    return sum("" in _blanks_between([*pair]) for pair in some) > _LEAST_CUT * len(some)
 
 
 def _is_full(line: str, following: str, wrapping: _Wrapping) -> bool:
