@@ -129,6 +129,16 @@ def test_lines_broken_between_characters_are_joined() -> None:
     assert joined.count(" ") == pytest.approx(whole.count(" "), rel=0.02), wrong
 
 
+def test_a_number_that_a_line_end_cuts_is_whole_again() -> None:
+    """Programs break after a hyphen too."""
+    said = "담당자에게 여권을 잃어버린 곳과 날짜를 말하고 접수 번호를 받아 적으세요."
+    text = "\n\n".join(f"{'꼭 ' * k}전화하려면 02-555-0123 번으로 걸어서 {said}" for k in range(12))
+    parted = [_at_columns(paragraph, 40) for paragraph in text.replace("555-", "555- ").split("\n\n")]
+    broken = "\n\n".join(parted).replace("555- ", "555-")
+    assert "555-\n0123" in broken
+    assert clean_text(broken, Changes()) == text
+
+
 def test_contacts_are_not_lost_to_line_ends() -> None:
     def contacts(text: str) -> list[str]:
         return [contact.value for contact in clean_chunk(text, CleanSettings(merge=False)).contacts]
@@ -145,6 +155,7 @@ VERSES = (
 )
 SENTENCE = "접수 창구는 오전 아홉 시에 열고 점심시간에는 쉬므로 그 전에 가서 번호표를 받고 기다리세요."
 PLACES = ("마닐라", "바기오", "앙헬레", "다바오", "세부시", "일로일")
+OFFICE = "대한민국대사관민원실에서"
 STREET = "서울특별시 종로구 세종대로"
 
 
@@ -156,12 +167,14 @@ STREET = "서울특별시 종로구 세종대로"
             f"김{name}, {STREET} {k * 37} {'가나다라마바사'[: k % 7]}".strip()
             for k, name in enumerate("하나둘셋넷다섯여섯일곱")
         ),
-        "\n".join(f"{k}번 창구에서는 접수한 서류를 {'다시 ' * (k % 3)}확인합니다." for k in range(30)),
-        "\n\n".join(f"{place} 병원 예약 안내\n{SENTENCE}" for place in ["마닐라", "바기오", "앙헬레", "다바오"] * 4),
+        "\n".join(f"{OFFICE}는 접수한 서류를 {'다시 ' * (k % 3)}확인합니다." for k in range(30)),
+        "\n\n".join(
+            f"{place} 병원 예약과 접수 안내\n{OFFICE}는 {SENTENCE}" for place in ["마닐라", "세부", "카비테주"] * 5
+        ),
         "\n".join(
             f"{place}에서 병원을 다니며 느낀 {what}" for place in PLACES for what in ("좋은 점", "나쁜 점", "다른 점")
         ),
-        "\n".join(f"- 여권 사본과 사진 {k}장을 준비해 두고 기다리는 사람의 이름" for k in range(30)),
+        "\n".join(f"-{OFFICE} 확인하는 여권 사본{'과 사진' * (k % 3)}" for k in range(30)),
     ],
     ids=["verses", "addresses", "sentences", "titles", "entries", "items"],
 )

@@ -145,6 +145,7 @@ def test_a_directory_keeps_names_and_numbers(tmp_path: Path) -> None:
     [
         "사과, 배, 감을 샀다.\n시장, 가게, 집을 돌았다.\n비가, 눈이, 바람이 왔다.\n",
         "이름, 나이, 그리고 사는 곳을 적습니다.\n그, 저, 그리고 우리가 있습니다.\n가, 나, 다라고 적습니다.\n",
+        "사과, 배, 감\n포도, 귤, 밤\n시장, 가게, 집\n",
         "[1] 첫째 각주입니다.\n[2] 둘째 각주입니다.\n",
         "{이것은} 글입니다.\n",
         "x < y 이고 <b>굵은</b> 글자 하나\n그 밖에는 글입니다.\n",
@@ -178,7 +179,7 @@ def test_json_in_the_order_of_its_text(tmp_path: Path) -> None:
     path = tmp_path / "set.json"
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")
     told = ReadAs("set.json")
-    assert _read(path, told).split() == ["역", "그", "역은", "1899년에", "세웠다.", "언제", "세웠나?"]
+    assert _read(path, told).split("\n\n")[:3] == ["역", "그 역은 1899년에 세웠다.", "언제 세웠나?"]
     assert told.form == "JSON"
     assert told.fields == ["data.title", "data.paragraphs.context", "data.paragraphs.qas.question"]
 
@@ -467,6 +468,8 @@ def test_a_list_of_prompts_is_taken_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(lines), encoding="utf-8")
     assert read_text(path, forms=False).split("\n") == lines
+    path.write_text("\n".join(lines[:3]), encoding="utf-8")
+    assert read_text(path, forms=False).split("\n") == lines[:3]
     path.write_text(PAGE, encoding="utf-8")
     assert "게시판" not in read_text(path)
 
