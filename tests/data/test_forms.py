@@ -200,10 +200,18 @@ def test_exports_that_were_encoded_twice(tmp_path: Path) -> None:
     assert changes.counts["mojibake lines repaired"] == 5
 
 
-def test_damaged_json_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ('{"data": [' + '{"text": "글은 여기에 있습니다."},' * 5000, "JSON"),
+        ("<SAMI><BODY>\n<SYNC Start=10초><P Class=KRCC>안녕하세요\n</BODY></SAMI>", "subtitles"),
+        (r"{\rtf1\ansi \u99999999? abc}", "RTF"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path: Path, text: str, form: str) -> None:
     path = tmp_path / "set.json"
-    path.write_text('{"data": [' + '{"text": "글은 여기에 있습니다."},' * 5000, encoding="utf-8")
-    with pytest.raises(TwinGPTError, match=r"set\.json is damaged, it cannot be read as JSON") as caught:
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TwinGPTError, match=rf"set\.json is damaged, it cannot be read as {form}") as caught:
         _read(path)
     assert "\n" not in str(caught.value)
 

@@ -5,6 +5,7 @@ same text.
 """
 
 import codecs
+import csv
 import gzip
 import lzma
 import tempfile
@@ -27,6 +28,8 @@ BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 20
 # By so many characters, or all there are, a form is recognised.
 FORM_CHARS = 1 << 16
+# What the libraries that read forms raise for a file that is not as it should be.
+_FAULTS = (ValueError, LookupError, OverflowError, csv.Error)
 
 
 def read_source(
@@ -84,7 +87,13 @@ def _read_stream(
         yield from pieces
         return
     told.form = form.name
-    yield from form.read(pieces, told)
+    try:
+        yield from form.read(pieces, told)
+    except _FAULTS as error:
+        reason = " ".join(str(error).split())[:100]
+        raise TwinGPTError(
+            f"{told.name} is damaged, it cannot be read as {form.name}: {reason}: save it again, or as plain text"
+        ) from None
 
 
 def _read_zipped(told: ReadAs, head: bytes, stream: IO[bytes]) -> Iterator[str]:

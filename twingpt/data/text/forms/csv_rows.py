@@ -17,7 +17,8 @@ _LONGEST_NAME = 40
 def rows(pieces: Iterator[str], delimiter: str) -> Iterator[list[str]]:
     """The rows of a table of values between delimiters; a quoted value may hold line ends."""
     csv.field_size_limit(1 << 24)
-    return csv.reader((f"{line}\n" for line in lines(pieces)), delimiter=delimiter)
+    # A lone carriage return is a line end to `csv`, and an error outside of quotes.
+    return csv.reader((line.replace("\r", " ") + "\n" for line in lines(pieces)), delimiter=delimiter)
 
 
 def _delimiter(head: str) -> str | None:
@@ -64,10 +65,7 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
                 read_as.changes.count("values beyond the last column of a table dropped", len(row) - len(names))
             yield {name: value for name, value in zip(names, row, strict=False) if name}
 
-    try:
-        yield from texts(records(), read_as)
-    except csv.Error as error:
-        raise TwinGPTError(f"{read_as.name} cannot be read as a table: {error}: give it as plain text") from None
+    yield from texts(records(), read_as)
 
 
 TABLE = TextForm("table (CSV, TSV)", lambda head: _delimiter(head) is not None, _read)

@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from twingpt.core.errors import TwinGPTError
 from twingpt.data.text.forms.fields import Record, texts
 from twingpt.data.text.forms.form import ReadAs, TextForm, lines
 
@@ -43,14 +42,12 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
     import ijson
 
     stream = ijson.from_iter(piece.lstrip("\ufeff").encode() for piece in pieces)
+    # Several values on lines longer than what a form is recognised by are read alike.
+    events = ijson.parse(stream, use_float=True, multiple_values=True)
     try:
-        # Several values on lines longer than what a form is recognised by are read alike.
-        events = ijson.parse(stream, use_float=True, multiple_values=True)
         yield from texts(_records(events), read_as)
-    except (ijson.JSONError, ValueError) as error:
-        raise TwinGPTError(
-            f"{read_as.name} is damaged, it cannot be read as JSON to its end: {_one_line(error)}"
-        ) from None
+    except ijson.JSONError as error:
+        raise ValueError(str(error)) from None
 
 
 def _read_lines(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
@@ -90,10 +87,6 @@ def _records(events: Iterable[tuple[str, str, Any]]) -> Iterator[dict[str, str]]
                 record = {}
     if record:
         yield record
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
 
 
 JSON = TextForm("JSON", _is_json, _read)

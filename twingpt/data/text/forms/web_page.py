@@ -1,5 +1,6 @@
 """HTML: of a whole page its main text, found by trafilatura; of a fragment all of its text, laid out by inscriptis."""
 
+import logging
 import re
 from collections.abc import Iterator
 
@@ -55,6 +56,8 @@ def _main_text(html: str) -> str:
     import trafilatura
     from trafilatura.settings import use_config
 
+    # It tells the terminal what it thinks of a broken page.
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     config = use_config()
     # The defaults pass over a short note, and take the menu in with the whole page instead.
     config.set("DEFAULT", "MIN_EXTRACTED_SIZE", "30")
