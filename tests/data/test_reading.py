@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data.text import reading
+from twingpt.data.text import encodings, inputs, reading
 from twingpt.data.text.changes import Changes
-from twingpt.data.text.reading import Source, find_sources, read_source, repair_mojibake
+from twingpt.data.text.inputs import Source, find_sources
+from twingpt.data.text.mojibake import repair_mojibake
+from twingpt.data.text.reading import read_source
 
 TEXT = (
     "여권을 잃어버렸을 때\n먼저 경찰서에서 분실 신고서(Police Report)를 받습니다. 비용은 약 200페소입니다.\n"
@@ -47,7 +49,7 @@ def test_mojibake_is_undone(tmp_path: Path, mojibake: object) -> None:
     path = tmp_path / "raw.txt"
     path.write_text(mojibake(TEXT), encoding="utf-8", newline="")
     changes = Changes()
-    assert _read(path, changes) == TEXT
+    assert repair_mojibake(_read(path), changes) == TEXT
     assert changes.counts["mojibake lines repaired"] == TEXT.count("\n") - TEXT.count("\n\n")
 
 
@@ -146,8 +148,8 @@ def test_binary_files_are_refused(tmp_path: Path) -> None:
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40)
     program = tmp_path / "program"
     program.write_bytes(b"\x7fELF" + b"\x00" * 5000 + b"some text")
-    for path in (picture, program):
-        with pytest.raises(TwinGPTError, match=rf"{path.name} looks like a binary file"):
+    for path, told in ((picture, r"is not read \(picture\)"), (program, "looks like a binary file")):
+        with pytest.raises(TwinGPTError, match=rf"{path.name} {told}"):
             _read(path)
 
 
@@ -172,14 +174,14 @@ def test_folders_are_searched_in_order(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("글", encoding="utf-8")
-    found = [source.path.relative_to(tmp_path).as_posix() for source in find_sources([str(tmp_path)])]
+    found = [source.path.relative_to(tmp_path).as_posix() for source in find_sources([str(tmp_path)]).sources]
     assert found == ["a.md", "b/1.txt.gz", "b/2.txt"]
 
 
 def test_missing_and_barren_inputs(tmp_path: Path) -> None:
     with pytest.raises(TwinGPTError, match="does not exist"):
         find_sources([str(tmp_path / "none.txt")])
-    with pytest.raises(TwinGPTError, match=r"holds no \.txt"):
+    with pytest.raises(TwinGPTError, match="holds no file that is read"):
         find_sources([str(tmp_path)])
 
 
@@ -194,7 +196,7 @@ def test_no_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "open", refuse)
-    for act in (lambda: _read(path), lambda: reading.fingerprint(Source("raw.txt", path))):
+    for act in (lambda: _read(path), lambda: inputs.fingerprint(Source("raw.txt", path))):
         with pytest.raises(TwinGPTError, match=r"raw\.txt cannot be read: Permission denied"):
             act()
 
@@ -202,9 +204,10 @@ def test_no_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_one_endless_line_comes_in_pieces_cut_between_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "LINE_BYTES", 1000)
+    monkeypatch.setattr(encodings, "LINE_BYTES", 1000)
     monkeypatch.setattr(reading, "BLOCK_BYTES", 333)
     monkeypatch.setattr(reading, "HEAD_BYTES", 100)
+    monkeypatch.setattr(reading, "FORM_CHARS", 100)
     path = tmp_path / "raw.txt"
     text = "끝없는줄👍" * 3000
     for encoding in ("utf-8", "cp949", "utf-16"):

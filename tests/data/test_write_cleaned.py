@@ -15,6 +15,7 @@ from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.data.text import clean, corpus, dedup
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.corpus import Documents
+from twingpt.data.text.forms.form import ReadAs
 
 PLAIN = PrepareSettings(template="plain", vocab_size=400, block_size=64)
 
@@ -70,5 +71,5 @@ def _peaks_of_cleaning_and_splitting(target: Path, documents: int) -> tuple[int,
         kept = Documents(target / "cleaned.txt")
         dedup.split_validation(kept, kept.sizes(), dedup._as_pairs([]), fraction=0.01, seed=0)
 
-    cleaning = _peak(lambda: write_cleaned.write_cleaned(folder, target, PLAIN, Changes(), ["raw.txt"], 1))
+    cleaning = _peak(lambda: write_cleaned.write_cleaned(folder, target, PLAIN, Changes(), [ReadAs("raw.txt")], 1))
     return cleaning, _peak(split)

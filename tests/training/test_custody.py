@@ -17,7 +17,7 @@ from tests.training.test_trainer import run_to, session
 from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
-from twingpt.data.text.reading import find_sources
+from twingpt.data.text.inputs import find_sources
 from twingpt.data.tokens import custody
 from twingpt.data.tokens.arrays import TokenArrays
 from twingpt.data.tokens.custody import content_of

@@ -46,7 +46,7 @@ def ask(
         if questions is not None:
             from twingpt.generation.prompts import read_text
 
-            lines = iter([line.strip() for line in read_text(questions).splitlines() if line.strip()])
+            lines = iter([line.strip() for line in read_text(questions, forms=False).splitlines() if line.strip()])
         else:
             lines = _typed() if question is None else iter([question])
         for line in lines:

@@ -25,8 +25,8 @@ app = typer.Typer(
 Raw = Annotated[
     list[str],
     typer.Argument(
-        help="Text files, folders (.txt, .md, .text) or - for stdin; .gz, .xz and .zst are unpacked; "
-        "UTF-8, CP949/EUC-KR and UTF-16 are recognised.",
+        help="Files, folders, zips or - for stdin: text, KakaoTalk chats, CSV, JSON, HTML, DOCX, HWPX, RTF, subtitles; "
+        ".gz, .xz and .zst are unpacked; UTF-8, CP949/EUC-KR and UTF-16 are recognised.",
         metavar="RAW...",
         show_default=False,
     ),

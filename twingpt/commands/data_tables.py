@@ -87,6 +87,7 @@ def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         report.get(name) for name in ("clean", "library", "tokenizer", "samples", "pack")
     )
     if clean:
+        rows += _form_rows(clean)
         rows.append(
             ("documents", f"{clean['documents']:,} ({clean['cleaned_bytes']:,} bytes of {clean['raw_bytes']:,})")
         )
@@ -110,6 +111,31 @@ def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         if pack["counted_share"] < 1:
             rows.append(("counted", f"{pack['counted_share']:.1%} of the tokens"))
     return rows
+
+
+def _form_rows(clean: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line for each form that was read, unless all is plain text, and one for each that was not."""
+    read: dict[tuple[str, str], list[int]] = {}
+    for one in clean.get("read_as", []):
+        fields = f", text of {', '.join(one['fields'])}" if "fields" in one else ""
+        read.setdefault((one["form"], fields), []).append(one["documents"])
+    unread: dict[tuple[str, str], list[str]] = {}
+    for one in clean.get("not_read", []):
+        unread.setdefault((one["kind"], one["way_out"]), []).append(Path(one["name"]).name)
+    rows = [
+        (f"read as {form}", f"{len(documents):,} {_files(len(documents))}, {sum(documents):,} documents{fields}")
+        for (form, fields), documents in read.items()
+        if len(read) > 1 or form != "text"
+    ]
+    for (kind, way_out), names in unread.items():
+        more = ", ..." if len(names) > 3 else ""
+        shown = f"{len(names):,} {_files(len(names))} ({', '.join(names[:3])}{more})"
+        rows.append((f"not read: {kind}", f"{shown}: {way_out}"))
+    return rows
+
+
+def _files(number: int) -> str:
+    return "file" if number == 1 else "files"
 
 
 def _line(text: str) -> str:

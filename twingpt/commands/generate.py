@@ -162,7 +162,7 @@ def _prompts(
     path = prompts or questions
     lines = [prompt or question or ""]
     if path is not None:
-        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path, forms=False).splitlines() if line.strip()]
     return _Prompts(lines, are_questions, text)
 
 

@@ -18,16 +18,20 @@ def cleaned(text: str) -> str:
     return clean(text)
 
 
-def read_text(path: Path) -> str:
-    """A file of prompts, or a document, in any encoding and packing that `prepare` reads; cleaned.
+def read_text(path: Path, *, forms: bool = True) -> str:
+    """A document, in any form, encoding and packing that `prepare` reads; cleaned.
 
+    forms: False for a list, such as one of prompts, whose lines are taken as they stand.
     Raises TwinGPTError if the file cannot be read, is binary, or holds no text.
     """
     from twingpt.data.text.changes import Changes
-    from twingpt.data.text.reading import Source, read_source
+    from twingpt.data.text.inputs import Source
+    from twingpt.data.text.reading import read_source
 
     changes = Changes()
-    text = cleaned("".join(piece for piece, _ in read_source(Source(str(path), path), changes, max_undecodable=1)))
+    read = read_source(Source(str(path), path), changes, max_undecodable=1, forms=forms)
+    text = "".join(piece for piece, _ in read)
+    text = cleaned(text) if forms else "\n".join(cleaned(line) for line in text.splitlines()).strip()
     lost = changes.counts.get("undecodable bytes", 0)
     if lost > MAX_UNDECODABLE * path.stat().st_size:
         raise TwinGPTError(

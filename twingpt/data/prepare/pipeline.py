@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,9 +29,11 @@ from twingpt.data.prepare.block_size import choose_block_size
 from twingpt.data.prepare.parallel import default_workers
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
 from twingpt.data.prepare.stages import PACKED_FROM, Report, StageResult, Workspace, file_sha256
+from twingpt.data.prepare.stdin import StdinAsFile, stdin_file
 from twingpt.data.prepare.write_cleaned import FROM_FILES, TIED, write_cleaned, write_spool
 from twingpt.data.prepare.write_samples import SHOWN_SAMPLES, sample_settings, write_samples
-from twingpt.data.text import dedup, reading
+from twingpt.data.text import dedup
+from twingpt.data.text import inputs as raw_inputs
 from twingpt.data.text.corpus import Documents, seeded_order
 from twingpt.data.tokens import pack
 from twingpt.data.tokens.manifest import Manifest
@@ -42,7 +43,7 @@ StageName = Literal["clean", "library", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "library", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-VERSIONS: dict[StageName, int] = {"clean": 4, "library": 3, "tokenizer": 1, "samples": 4, "pack": 1}
+VERSIONS: dict[StageName, int] = {"clean": 5, "library": 3, "tokenizer": 1, "samples": 4, "pack": 1}
 # What decides the bytes of a stage, by name in PrepareSettings.
 _FIELDS: dict[StageName, tuple[str, ...]] = {
     "clean": ("contacts", "country", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
@@ -143,7 +144,7 @@ class Job:
 
     def key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
         chosen = {name: getattr(self.settings, name) for name in fields}
-        if self.settings.template == "qa" and stage in ("clean", "samples"):
+        if stage == "clean" or (stage == "samples" and self.settings.template == "qa"):
             inputs["sentences"] = metadata.version("kiwipiepy")
         return {"stage": stage, "version": [__version__, VERSIONS[stage]], "settings": chosen, "inputs": inputs}
 
@@ -153,19 +154,28 @@ class Job:
         if not inputs:
             raise UsageError("no text given: name files or folders, or - for stdin")
         with StdinAsFile(inputs, self._out) as given:
-            sources = reading.find_sources(given)
-            files = [reading.fingerprint(source) for source in sources]
+            found = raw_inputs.find_sources(given)
+            files = [raw_inputs.fingerprint(source) for source in found.sources]
             size = sum(file.size for file in files)
 
-            key = self.key("clean", _FIELDS["clean"], raw=reading.fingerprint_of_all(files))
+            # What is passed over stands in the report, so it decides too whether the report is the same.
+            passed = {"unread": [one.name for one in found.unread]} if found.unread else {}
+            key = self.key("clean", _FIELDS["clean"], raw=raw_inputs.fingerprint_of_all(files), **passed)
 
             def make(folder: Path) -> Report:
                 with tempfile.TemporaryDirectory(dir=folder) as chunks:
-                    changes = write_spool(
-                        sources, size, Path(chunks), self.settings, workers=self.workers, advance=self.watcher.advance
+                    changes, read = write_spool(
+                        found.sources,
+                        size,
+                        Path(chunks),
+                        self.settings,
+                        workers=self.workers,
+                        advance=self.watcher.advance,
                     )
-                    names = ["-" if file.name == str(_stdin_file(self._out)) else file.name for file in files]
-                    return write_cleaned(Path(chunks), folder, self.settings, changes, names, size)
+                    for one in read:
+                        one.name = one.name.replace(str(stdin_file(self._out)), "-")
+                    report = write_cleaned(Path(chunks), folder, self.settings, changes, read, size)
+                    return {**report, "not_read": [dataclasses.asdict(one) for one in found.unread]}
 
             self.watcher.start("clean", size)
             return self.workspace.run("clean", key, make, needed=4 * size)
@@ -370,31 +380,6 @@ def _learner() -> str:
         except metadata.PackageNotFoundError:
             continue
     raise TwinGPTError("the package `tokenizers` is missing: install twingpt again")
-
-
-def _stdin_file(folder: Path) -> Path:
-    return folder / ".stages" / "stdin"
-
-
-class StdinAsFile:
-    """stdin kept in a file while it is read twice, once for its hash and once for its text."""
-
-    def __init__(self, inputs: Sequence[str], folder: Path) -> None:
-        self._inputs = inputs
-        self._path = _stdin_file(folder)
-
-    def __enter__(self) -> list[str]:
-        if "-" not in self._inputs:
-            return list(self._inputs)
-        if list(self._inputs).count("-") > 1:
-            raise UsageError("- (stdin) can be given once")
-        with self._path.open("wb") as file:
-            while block := sys.stdin.buffer.read(1 << 20):
-                file.write(block)
-        return [str(self._path) if given == "-" else given for given in self._inputs]
-
-    def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
 
 
 def load_report(out: Path) -> Report:

@@ -18,6 +18,8 @@ from twingpt.data.prepare.stages import Report
 from twingpt.data.text import clean, dedup, reading
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.corpus import Documents, Table
+from twingpt.data.text.forms.form import ReadAs
+from twingpt.data.text.inputs import Source
 
 if TYPE_CHECKING:
     from twingpt.data.contacts import Contact
@@ -29,15 +31,15 @@ FROM_FILES = "documents_from_files"
 
 
 def write_spool(
-    sources: Sequence[reading.Source],
+    sources: Sequence[Source],
     size: int,
     folder: Path,
     settings: PrepareSettings,
     *,
     workers: int,
     advance: Callable[[int], None] = lambda size: None,
-) -> Changes:
-    """Cleans the sources into a spool in the folder; returns what was changed in reading them.
+) -> tuple[Changes, list[ReadAs]]:
+    """Cleans the sources into a spool in the folder; returns what was changed in reading them, and how each was read.
 
     size: bytes of the sources on disk.
     Raises TwinGPTError for a source that cannot be read.
@@ -52,19 +54,20 @@ def write_spool(
             boilerplate=settings.boilerplate,
         )
     )
-    text = _chunks(sources, settings, changes, advance)
+    read = [ReadAs(source.name) for source in sources]
+    text = _chunks(sources, read, settings, changes, advance)
     with spool.SpoolWriter(folder) as writer:
         for chunk in ordered_map(work, text, workers=workers_for(size, workers)):
             writer.add(chunk)
-    return changes
+    return changes, read
 
 
 def write_cleaned(
-    folder: Path, target: Path, settings: PrepareSettings, changes: Changes, sources: Sequence[str], size: int
+    folder: Path, target: Path, settings: PrepareSettings, changes: Changes, sources: Sequence[ReadAs], size: int
 ) -> Report:
     """Makes both files in `target` of the spool of all chunks in `folder`; the report of the stage.
 
-    changes: what was changed in reading. sources: their names; size: their bytes.
+    changes: what was changed in reading. sources: how each was read; size: their bytes.
     Raises TwinGPTError if no text is left.
     """
     from twingpt.data.library.contact_store import ContactStore
@@ -72,14 +75,16 @@ def write_cleaned(
     spool.merge_changes(folder, changes)
     if (folder / spool.SIZES).stat().st_size == 0:
         others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-        raise TwinGPTError(f"{sources[0]}{others}: no text is left after cleaning: give a file with text in it")
-    summary = _write_kept(folder, target / CLEANED_FILE, settings, changes, sources)
+        raise TwinGPTError(f"{sources[0].name}{others}: no text is left after cleaning: give a file with text in it")
+    summary, documents = _write_kept(folder, target / CLEANED_FILE, settings, changes, len(sources))
     contacts = _Counted(spool.read_contacts(folder))
     ContactStore.create(target / CONTACTS_FILE, contacts).close()
     return {
         "files": len(sources),
         "raw_bytes": size,
         **summary,
+        FROM_FILES: [[one.name, count] for one, count in zip(sources, documents, strict=True) if count],
+        "read_as": _read_as(sources, documents),
         "contacts": contacts.number,
         "country": settings.country,
         "masked": settings.contacts == "mask",
@@ -99,20 +104,28 @@ class _Counted:
 
 
 def _chunks(
-    sources: Sequence[reading.Source], settings: PrepareSettings, changes: Changes, advance: Callable[[int], None]
+    sources: Sequence[Source],
+    read: Sequence[ReadAs],
+    settings: PrepareSettings,
+    changes: Changes,
+    advance: Callable[[int], None],
 ) -> Iterator[tuple[int, str]]:
     """(number of the source, some of its text): a chunk never holds the text of two files."""
 
-    def pieces(source: reading.Source) -> Iterator[str]:
-        read = reading.read_source(
-            source, changes, encoding=settings.encoding, max_undecodable=settings.max_undecodable
+    def pieces(source: Source, read_as: ReadAs) -> Iterator[str]:
+        found = reading.read_source(
+            source,
+            changes,
+            encoding=settings.encoding,
+            max_undecodable=settings.max_undecodable,
+            read_as=read_as,
         )
-        for text, size in read:
+        for text, size in found:
             advance(size)
             yield text
 
-    for number, source in enumerate(sources):
-        yield from ((number, chunk) for chunk in clean.chunks(pieces(source)))
+    for number, (source, read_as) in enumerate(zip(sources, read, strict=True)):
+        yield from ((number, chunk) for chunk in clean.chunks(pieces(source, read_as)))
 
 
 @dataclass(frozen=True)
@@ -125,9 +138,9 @@ class _CleanWork:
 
 
 def _write_kept(
-    folder: Path, cleaned: Path, settings: PrepareSettings, changes: Changes, sources: Sequence[str]
-) -> Report:
-    """The spooled documents without duplicates and boilerplate, into cleaned.txt."""
+    folder: Path, cleaned: Path, settings: PrepareSettings, changes: Changes, sources: int
+) -> tuple[Report, list[int]]:
+    """The spooled documents without duplicates and boilerplate, into cleaned.txt; how many there are of each source."""
     starts = _starts(folder)
     count = len(starts) - 1
     with (
@@ -166,21 +179,30 @@ def _write_kept(
         documents.close()
     else:
         tied = _tied(duplicates.tied, dropped)
-    return {
+    report: Report = {
         "documents": count - int(dropped.sum()),
         "cleaned_bytes": written,
         "exact_duplicates": len(duplicates.exact),
         "near_duplicates": len(duplicates.near),
         TIED: tied,
-        FROM_FILES: _from_files(folder, sources, ~dropped),
     }
+    return report, _from_files(folder, sources, ~dropped)
 
 
-def _from_files(folder: Path, sources: Sequence[str], kept: npt.NDArray[np.bool_]) -> list[list[str | int]]:
+def _from_files(folder: Path, sources: int, kept: npt.NDArray[np.bool_]) -> list[int]:
+    """How many documents were kept of each source."""
     with (folder / spool.SOURCES).open("rb") as file:
         of = np.concatenate([part[:, 0] for _, part in Table(file, "<u4").parts()])
-    counts = np.bincount(of[kept], minlength=len(sources)).tolist()
-    return [[name, count] for name, count in zip(sources, counts, strict=True) if count]
+    return [int(count) for count in np.bincount(of[kept], minlength=sources)]
+
+
+def _read_as(sources: Sequence[ReadAs], documents: Sequence[int]) -> list[dict[str, object]]:
+    """For the report: each file with its form, its documents in cleaned.txt and the fields of its text."""
+    return [
+        {"name": source.name, "form": source.form, "documents": count}
+        | ({"fields": source.fields} if source.fields else {})
+        for source, count in zip(sources, documents, strict=True)
+    ]
 
 
 def _starts(folder: Path) -> npt.NDArray[np.int64]:

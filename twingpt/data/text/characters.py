@@ -2,15 +2,19 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from twingpt.data.text.changes import Changes
+from twingpt.data.text.mojibake import repair_mojibake
+from twingpt.data.text.private_use import HALF_WIDTH_CLASS, KNOWN, KNOWN_CLASS, PRIVATE_CLASS, whole_jamo
+from twingpt.data.text.wrapped import join_wrapped
 
 MAX_LINE = 1000
 
 _BLANKS = "\t \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u3164"
 PICTOGRAPH = "\u2190-\u2bff\U0001f000-\U0001faff\ufe0f"
 # One pattern for all that is odd, since most text holds little of it and is looked through once.
-_ODD_KINDS = (
+_ODD_KINDS: tuple[tuple[str, str, str | Callable[[str], str]], ...] = (
     ("terminal escape sequences removed", r"\x1b\[[0-9;?]*[ -/]*[@-~]", ""),
     ("line separators made newlines", "[\x0b\x0c\x85\u2028\u2029]", "\n"),
     ("control characters made blanks", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]", " "),
@@ -22,24 +26,45 @@ _ODD_KINDS = (
         "",
     ),
     ("unreadable characters removed", "\ufffd+", ""),
+    ("private-use characters of HWP and Word mapped", f"[{KNOWN_CLASS}]", lambda known: KNOWN[ord(known)]),
+    ("private-use characters dropped", f"[{PRIVATE_CLASS}]", ""),
+    ("runs of half-width jamo made whole", f"[{HALF_WIDTH_CLASS}]+", whole_jamo),
+    ("Hangul fillers removed", "[\u115f\u1160\uffa0]+", ""),
 )
 _ODD = re.compile("|".join(f"({pattern})" for _, pattern, _ in _ODD_KINDS))
+# Any character that one of them begins with: a single class is looked for many times faster.
+_MAYBE_ODD = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f"
+    f"\ufeff\uffa0\ufff9-\ufffd{HALF_WIDTH_CLASS}{PRIVATE_CLASS}]"
+)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _BLANK_RUN = re.compile(f"[{_BLANKS}]{{2,}}|[{_BLANKS.replace(' ', '')}]")
 _LONG_LINE = re.compile(rf"[^\n]{{{MAX_LINE + 1},}}")
 _SENTENCE_END = re.compile(r"[.!?。！？…]+[\"'”’)\]』」]*\s+|(?<=[가-힣](?:다|요|죠|음|함|임))\s+")
 
 
 def clean_text(text: str, changes: Changes) -> str:
-    """One chunk cleaned: lines trimmed, at most one blank line between two, NFC, no line over 1,000 characters."""
-    text = _replace_odd(text, changes)
+    """One chunk cleaned: lines trimmed, at most one blank line between two, NFC, no line over 1,000 characters.
+
+    What one step takes away can bring about what another one looks for (`&am\u200bp;`), so all are taken again until
+    nothing changes: text that is cleaned twice stays as it is.
+    """
+    while (better := _cleaned_once(text, changes)) != text:
+        text = better
+    return text
+
+
+def _cleaned_once(text: str, changes: Changes) -> str:
+    text = _replace_odd(_without_entities(repair_mojibake(text, changes), changes), changes)
     before = text
     text, number = _BLANK_RUN.subn(" ", text)
     if number:
         changes.count("runs of blanks made one", number)
         _note(changes, "runs of blanks made one", before, _BLANK_RUN, " ")
-    text = text.replace(" \n", "\n").replace("\n ", "\n").strip(" ")
     if not unicodedata.is_normalized("NFC", text):
         text = _composed(text, changes)
+    # Blanks at the ends of lines tell where words end, so they go after that.
+    text = join_wrapped(text, changes).replace(" \n", "\n").replace("\n ", "\n").strip(" ")
     text, number = re.subn(r"\n{3,}", "\n\n", text)
     if number:
         changes.count("runs of blank lines made one", number)
@@ -58,17 +83,40 @@ def cleaned(text: str) -> str:
     return clean_text(text.replace("\r\n", "\n").replace("\r", "\n"), Changes()).strip()
 
 
+def _without_entities(text: str, changes: Changes) -> str:
+    """Entities of HTML as the characters they stand for; what only looks like one stays."""
+    if "&" not in text or not _ENTITY.search(text):
+        return text
+    import html
+
+    def replace(match: re.Match[str]) -> str:
+        character = html.unescape(match[0])
+        if character != match[0]:
+            changes.count("entities of HTML undone")
+            changes.example("entities of HTML undone", match[0], visible(character))
+        return character
+
+    return _ENTITY.sub(replace, text)
+
+
 def _replace_odd(text: str, changes: Changes) -> str:
     def replace(match: re.Match[str]) -> str:
-        kind, _, replacement = _ODD_KINDS[(match.lastindex or 1) - 1]
+        kind, _, by = _ODD_KINDS[(match.lastindex or 1) - 1]
+        replacement = by if isinstance(by, str) else by(match[0])
         changes.count(kind)
         if changes.wants_example(kind):
-            start, end = max(0, match.start() - 15), match.end() + 15
-            shown = f"{text[start : match.start()]}{replacement}{text[match.end() : end]}"
-            changes.example(kind, visible(text[start:end]), visible(shown))
+            start, end, line = max(0, match.start() - 15), match.end() + 15, match.string
+            shown = f"{line[start : match.start()]}{replacement}{line[match.end() : end]}"
+            changes.example(kind, visible(line[start:end]), visible(shown))
         return replacement
 
-    return _ODD.sub(replace, text)
+    if not _MAYBE_ODD.search(text):
+        return text
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if _MAYBE_ODD.search(line):
+            lines[number] = _ODD.sub(replace, line)
+    return "\n".join(lines)
 
 
 def _note(changes: Changes, kind: str, text: str, pattern: re.Pattern[str], replacement: str) -> None:
