@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from twingpt import __version__
-from twingpt.commands import ask, bench, convert, data, generate, plan, report, serve, train
+from twingpt.commands import ask, bench, convert, data, generate, go, plan, report, serve, train
 from twingpt.commands.options import AnyBackend, Device, EngineCommand, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(cls=EngineCommand)(go.go)
 app.command()(data.prepare)
 app.command(cls=EngineCommand)(train.train)
 app.command(cls=EngineCommand)(bench.bench)

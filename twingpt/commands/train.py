@@ -121,7 +121,12 @@ def train(
     if supervise:
         from twingpt.training.restart import supervise as train_in_a_child
 
-        raise typer.Exit(train_in_a_child(arguments, out, console))
+        code = train_in_a_child(arguments, out, console)
+        if code == 0:
+            from twingpt.training.foreground import say_next
+
+            say_next(out, console)
+        raise typer.Exit(code)
     if mps_fallback:
         allow_fallback()
 

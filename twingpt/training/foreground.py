@@ -1,6 +1,7 @@
 """A session run to its end in front of the user: progress, Ctrl-C, and what to do next."""
 
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,13 +15,16 @@ from rich.console import Console
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import StoppedError
 from twingpt.core.params import parameter_count
+from twingpt.data.files import LIBRARY_FILE
+from twingpt.training.config import RunConfig
 from twingpt.training.estimate import GIB, LESS_MEMORY, MemoryPlan, TimeEstimate
 from twingpt.training.guards import keep_awake
 from twingpt.training.log import MicroBatchReport, TrainDisplay
 from twingpt.training.record import record_session
-from twingpt.training.restart import RunningMark, marked, stop_with_supervisor
+from twingpt.training.restart import RunningMark, is_supervised, marked, stop_with_supervisor
 from twingpt.training.session import Session
 from twingpt.training.trackers import followed
+from twingpt.weights.checkpoint import CheckpointStore
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORTH_A_WARM_UP = 50
@@ -100,6 +104,19 @@ def run_shown(
         console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)
         raise StoppedError(128 + number)
     console.print(f"saved step {trainer.step} in {run_dir}", markup=False, highlight=False)
+    if first and not is_supervised():
+        say_next(run_dir, console)
+
+
+def say_next(run_dir: Path, console: Console) -> None:
+    """The commands that a training leads to."""
+    step, steps = CheckpointStore(run_dir).steps()[-1], RunConfig.load(run_dir).train.steps
+    shown = shlex.quote(str(run_dir))
+    lines = [f"twingpt train --out {shown} --resume   (to step {steps})"] if step < steps else []
+    if (run_dir / LIBRARY_FILE).is_file():
+        lines.append(f'twingpt ask {shown} "..."')
+    for line in [*lines, f"twingpt serve {shown}"]:
+        console.print(f"next: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def memory_line(plan: MemoryPlan) -> str:
