@@ -16,6 +16,7 @@ from twingpt.data.library.search import Library
 from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.training.probe import ProbeResult
+from twingpt.training.restart import train_supervised
 
 
 def options(data: Path) -> list[str]:
@@ -32,14 +33,14 @@ def test_it_goes_on_after_running_out_of_memory(
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    demo.train(tmp_path / "run", options(plain_data), Console())
+    train_supervised(options(plain_data), tmp_path / "run", Console())
     started_small(tmp_path / "small", plain_data, "mlx", 2)
     assert_same_run(tmp_path / "run", tmp_path / "small")
 
 
 def test_a_training_that_failed_ends_it_with_the_same_code(tmp_path: Path) -> None:
     with pytest.raises(StoppedError) as stopped:
-        demo.train(tmp_path / "run", ["--backend", "cuda", "--data", str(tmp_path)], Console())
+        train_supervised(["--backend", "cuda", "--data", str(tmp_path)], tmp_path / "run", Console())
     assert stopped.value.exit_code in (1, 2)
 
 

@@ -135,7 +135,7 @@ def go(journey: Journey, seconds: float) -> None:
         journey.say(f"note: {journey.out} was begun with --time {_seconds(state.seconds)}, which counts")
     report = _prepare(journey)
     if state.training is None:
-        state = _plan(journey, state, state.seconds - (time.monotonic() - started))
+        state = _plan(journey, state, report, state.seconds - (time.monotonic() - started))
     _train(journey, state)
     _tell(journey, report)
 
@@ -162,13 +162,14 @@ def _prepare(journey: Journey) -> Report:
     return report
 
 
-def _plan(journey: Journey, state: State, left: float) -> State:
+def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
     journey.console.rule("2. choose a model", align="left")
     backends = [journey.backend] if journey.backend else installed_backends()
     if not backends:
         raise TwinGPTError(f"no engine is installed: {how_to_install()}")
     started = time.monotonic()
     manifest = Manifest.load(journey.data)
+    text_tokens = round(report["clean"]["cleaned_bytes"] / report["pack"]["bytes_per_token"])
     least = LEAST_SHARE * state.seconds
 
     def training_time() -> float:
@@ -176,7 +177,7 @@ def _plan(journey: Journey, state: State, left: float) -> State:
 
     with journey.console.status("timing some updates"):
         plan = plan_training(
-            tokens=manifest.train.tokens,
+            text_tokens=text_tokens,
             vocab_size=manifest.vocab_size,
             block_size=manifest.block_size,
             seconds=training_time() - START,
@@ -211,7 +212,7 @@ def _plan_line(plan: Plan, manifest: Manifest) -> str:
         f"{manifest.block_size} tokens, {plan.rounds:.1f} rounds of the text, about "
         f"{_seconds(plan.steps * plan.step_seconds)}"
     )
-    return line if plan.short_of == "time" else f"{line}: after more rounds it would know this text by heart"
+    return line if plan.short_of == "time" else f"{line}: after more it would know this text by heart"
 
 
 def _write_recipe(journey: Journey, plan: Plan) -> None:

@@ -136,6 +136,8 @@ def train_supervised(options: Sequence[str], run_dir: Path, console: Console) ->
     Raises StoppedError with the exit code of a training that said itself why it ended.
     """
     code = supervise(["train", "--out", str(run_dir), *options], run_dir, console)
+    if code > 128:
+        console.print("The command that you gave goes on from here, too.", highlight=False)
     if code:
         raise StoppedError(code)
 
