@@ -36,6 +36,8 @@ LEAST_SHARE = 0.5
 """Of the time, for the training, where preparing took longer than the time was meant for."""
 START = 6.0
 """Seconds that a training process needs before its first update, until one was seen."""
+FALL = 0.1
+"""Of the updates of the first half, for the second at the least."""
 WORTH_TWO = 120.0
 """Seconds of training below which a second process would cost more than it corrects."""
 
@@ -155,7 +157,7 @@ def _prepare(journey: Journey) -> Report:
     report = prepared.report
     kept = ", kept from before" if all(prepared.reused.values()) else ""
     journey.say(
-        f"{report['clean']['documents']:,} documents, {report['library']['passages']:,} passages, "
+        f"{_documents(report['clean']['documents'])}, {report['library']['passages']:,} passages, "
         f"{report['pack']['train_tokens']:,} tokens to train on ({_seconds(time.monotonic() - started)}{kept})"
     )
     journey.say(f'from now on: twingpt ask {shlex.quote(str(journey.data))} "..."')
@@ -243,7 +245,8 @@ def _replan(journey: Journey, state: State, began_at: int, elapsed: float) -> St
     a_step = seen or state.step_seconds
     start = min(max(elapsed - (step - began_at) * a_step, 0.0), 10 * START) if step > began_at else START
     left = state.training - elapsed - began_at * a_step - start
-    steps = step + affordable(left, a_step)
+    # Even where no time is left, the learning rate must come down, or all that was learned at its height is noisy.
+    steps = step + max(affordable(left, a_step), round(FALL * step))
     if state.short_of == "text":
         steps = min(steps, state.steps)
     state = replace(state, steps=steps, halfway=None, step_seconds=a_step)
@@ -291,7 +294,7 @@ def summary(run: Path, report: Report) -> dict[str, str]:
     engines = dict.fromkeys(find_engine(each.backend).title for each in read_sessions(run))
     took = config.train.steps * (seconds_per_step(run) or 0.0)
     return {
-        "text": f"{_size(clean['cleaned_bytes'])}, {clean['documents']:,} documents",
+        "text": f"{_size(clean['cleaned_bytes'])}, {_documents(clean['documents'])}",
         "model": f"{parameter_count(spec):,} parameters ({spec.n_layer} layers x {spec.n_embd}), "
         f"{config.train.steps:,} updates in {_seconds(took)} with {' and '.join(engines)}",
         "loss": loss,
@@ -302,8 +305,12 @@ def summary(run: Path, report: Report) -> dict[str, str]:
 def _judged(report: Report) -> str:
     held_out: int = report["pack"]["val_documents"]
     if held_out:
-        return f"{held_out:,} documents that it was not trained on"
+        return f"{_documents(held_out)} that it was not trained on"
     return "its own training text, as there was too little to hold any out"
+
+
+def _documents(number: int) -> str:
+    return f"{number:,} document{'' if number == 1 else 's'}"
 
 
 def _size(size: int) -> str:
