@@ -14,7 +14,8 @@ from tests.conftest import EXAMPLE
 from tests.test_cli import Cli, assert_one_line, cli  # noqa: F401 - the fixture
 from twingpt import go as journey_module
 from twingpt.cli import app
-from twingpt.commands.go import default_folder, seconds_of
+from twingpt.commands.go import LEAST, default_folder
+from twingpt.commands.options import seconds_of
 from twingpt.core.errors import StoppedError, UsageError
 from twingpt.data.prepare.pipeline import Watcher
 from twingpt.data.prepare.settings import PrepareSettings
@@ -129,20 +130,20 @@ def test_a_text_of_one_document_is_trained_and_judged_on_itself(tmp_path: Path, 
 def test_the_second_half_takes_the_time_that_the_first_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: float, steps: int
 ) -> None:
-    """Planned as 100 updates of a second; by halfway they took `slower` seconds each, and the rate must fall."""
+    """Planned as 100 updates of a second; half of them took `slower` seconds each, and the rate must fall."""
     monkeypatch.setattr(Journey, "step", 50)
     monkeypatch.setattr(journey_module, "seconds_per_step", lambda _: slower)
     monkeypatch.setattr(journey_module, "affordable", lambda left, a_step: round(left / a_step))
-    state = State(text="", seconds=110.0, training=100.0, steps=100, halfway=50, step_seconds=1.0, short_of="time")
+    state = State(text="", seconds=110.0, training=100.0, steps=100, turn=50, step_seconds=1.0, short_of="time")
     again = journey_module._replan(journey(tmp_path, tmp_path), state, 0, 50 * slower)
-    assert (again.steps, again.halfway, again.step_seconds) == (steps, None, slower)
+    assert (again.steps, again.turn, again.step_seconds) == (steps, None, slower)
     assert State.load(tmp_path) == again
 
 
 def test_a_small_text_gets_no_more_updates_on_a_fast_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Journey, "step", 50)
     monkeypatch.setattr(journey_module, "seconds_per_step", lambda _: 0.1)
-    state = State(text="", seconds=110.0, training=100.0, steps=100, halfway=50, step_seconds=1.0, short_of="text")
+    state = State(text="", seconds=110.0, training=100.0, steps=100, turn=50, step_seconds=1.0, short_of="text")
     assert journey_module._replan(journey(tmp_path, tmp_path), state, 0, 5.0).steps == 100
 
 
@@ -178,16 +179,31 @@ def test_the_time_is_asked_for_on_a_terminal(
     ("written", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("1.5h", 5400), (" 2H ", 7200)]
 )
 def test_times_as_people_write_them(written: str, seconds: float) -> None:
-    assert seconds_of(written) == seconds
+    assert seconds_of(written, "--time", LEAST) == seconds
 
 
 @pytest.mark.parametrize("written", ["", "20", "m", "-5m", "5m3h", "1d", "3s", "9999999h", "nan"])
 def test_what_is_no_time(written: str) -> None:
     with pytest.raises(UsageError, match="--time"):
-        seconds_of(written)
+        seconds_of(written, "--time", LEAST)
 
 
 def test_a_state_that_is_none_names_the_folder(tmp_path: Path) -> None:
     (tmp_path / "go.json").write_text(json.dumps({"unknown": 1}))
     with pytest.raises(Exception, match=f"delete {tmp_path}"):
         State.load(tmp_path)
+
+
+def test_a_training_ends_after_its_time_and_names_what_comes_next(cli: Cli, tmp_path: Path, plain_data: Path) -> None:  # noqa: F811
+    run = tmp_path / "run"
+    small = ["--preset", "tiny", "--block-size", 32, "--batch-size", 1, "--device", "cpu", "--backend", "mlx"]
+    code, shown, _ = cli("train", "--data", plain_data, "--out", run, "--steps", 10**6, "--stop-after", "1s", *small)
+    assert code == 0
+    step = CheckpointStore(run).steps()[-1]
+    assert 0 < step < 10**5
+    assert f"next: twingpt train --out {run} --resume   (to step 1000000)" in shown
+    assert f"next: twingpt serve {run}" in shown
+    again = ("train", "--out", run, "--resume", "--backend", "mlx", "--steps", step + 1, "--device", "cpu")
+    code, shown, _ = cli(*again)
+    assert code == 0 and "--resume" not in shown
+    assert_one_line(cli(*again, "--stop-after", "soon"), 2, "--stop-after soon is no time")

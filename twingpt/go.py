@@ -36,8 +36,12 @@ LEAST_SHARE = 0.5
 """Of the time, for the training, where preparing took longer than the time was meant for."""
 START = 6.0
 """Seconds that a training process needs before its first update, until one was seen."""
+HIGH_SHARE = 0.7
+"""Of the time, at the full learning rate. It falls over the rest, which is planned by the speed seen until then: what
+other programs do to this machine meanwhile is the error of that last part alone.
+"""
 FALL = 0.1
-"""Of the updates of the first half, for the second at the least."""
+"""Of the updates at the full rate, those for its fall at the least."""
 WORTH_TWO = 120.0
 """Seconds of training below which a second process would cost more than it corrects."""
 
@@ -47,7 +51,8 @@ class State:
     """OUT/go.json: what a second call must know to go on.
 
     text: fingerprint of the raw files. seconds: for the whole way. training: of them for the training, None until that
-    is planned. halfway: step at which the rest is planned anew by the speed seen; None once it is. step_seconds: of an
+    is planned. turn: step at which the rest is planned anew by the speed seen, if
+    the time for it is not over before; None once it is. step_seconds: of an
     update, as planned or seen.
     """
 
@@ -56,7 +61,7 @@ class State:
     training: float | None = None
     backend: BackendName = ""
     steps: int = 0
-    halfway: int | None = None
+    turn: int | None = None
     step_seconds: float = 0.0
     short_of: str = ""
 
@@ -199,7 +204,7 @@ def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
         training=training,
         backend=plan.backend,
         steps=steps,
-        halfway=steps // 2 if two else None,
+        turn=round(HIGH_SHARE * steps) if two else None,
         step_seconds=plan.step_seconds,
         short_of=plan.short_of,
     )
@@ -218,7 +223,7 @@ def _plan_line(plan: Plan, manifest: Manifest) -> str:
 
 
 def _write_recipe(journey: Journey, plan: Plan) -> None:
-    train = {**plan.train, "steps": plan.steps}
+    train = {**plan.train, "steps": plan.steps, "decay_fraction": 1 - HIGH_SHARE}
     try:
         write_whole(journey.out / RECIPE_FILE, tomli_w.dumps({"model": plan.model, "train": train}).encode())
     except OSError as error:
@@ -227,13 +232,14 @@ def _write_recipe(journey: Journey, plan: Plan) -> None:
 
 def _train(journey: Journey, state: State) -> None:
     journey.console.rule("3. train", align="left")
-    if state.halfway is None and journey.step >= state.steps:
+    if state.turn is None and journey.step >= state.steps:
         journey.say(f"done before: step {state.steps:,}")
         return
     began_at, started = journey.step, time.monotonic()
-    if state.halfway is not None:
-        if journey.step < state.halfway:
-            _train_to(journey, state, ["--stop-at", str(state.halfway)])
+    if state.turn is not None:
+        if journey.step < state.turn:
+            left = HIGH_SHARE * (state.training or 0.0) - began_at * state.step_seconds - START
+            _train_to(journey, state, ["--stop-at", str(state.turn), "--stop-after", f"{max(left, START):.0f}s"])
         state = _replan(journey, state, began_at, time.monotonic() - started)
     _train_to(journey, state, [])
 
@@ -249,7 +255,7 @@ def _replan(journey: Journey, state: State, began_at: int, elapsed: float) -> St
     steps = step + max(affordable(left, a_step), round(FALL * step))
     if state.short_of == "text":
         steps = min(steps, state.steps)
-    state = replace(state, steps=steps, halfway=None, step_seconds=a_step)
+    state = replace(state, steps=steps, turn=None, step_seconds=a_step)
     state.save(journey.out)
     return state
 

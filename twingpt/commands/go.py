@@ -1,6 +1,5 @@
 """The command `go`."""
 
-import re
 import shlex
 import socket
 import sys
@@ -9,15 +8,14 @@ from typing import Annotated
 
 import typer
 
-from twingpt.commands.options import AnyBackend, Device
+from twingpt.commands.options import AnyBackend, Device, seconds_of
 from twingpt.core.engine_settings import DeviceChoice
 from twingpt.core.errors import TwinGPTError, UsageError
 
 PORT = 8000
 PAGE = f"http://127.0.0.1:{PORT}/"
-LEAST, MOST = 10.0, 1e7
-"""Seconds that can be meant: less is no training, more is four months."""
-_PARTS = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+LEAST = 10.0
+"""Seconds: in less nothing is trained."""
 
 
 def go(
@@ -57,7 +55,7 @@ def go(
     from twingpt.go import go as go_all_the_way
 
     folder = out or default_folder(raw)
-    given = None if duration is None else seconds_of(duration)
+    given = None if duration is None else seconds_of(duration, "--time", LEAST)
     # What is wrong with the text or the folder is said before anything is asked.
     state = begun(raw, folder)
     if given is None:
@@ -97,24 +95,12 @@ def default_folder(raw: list[str]) -> Path:
     return first.with_name(f"{first.stem if first.is_file() else first.resolve().name}-twingpt")
 
 
-def seconds_of(duration: str) -> float:
-    """Raises UsageError for what is no time that can be meant."""
-    parts = _PARTS.fullmatch(duration.strip().lower())
-    if parts is None or not parts[0]:
-        raise UsageError(f"--time {duration} is no time: write it like 90s, 20m or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
-    total = 3600 * hours + 60 * minutes + seconds
-    if not LEAST <= total <= MOST:
-        raise UsageError(f"--time {duration} cannot be meant: give {LEAST:.0f}s or more, up to {MOST / 3600:,.0f}h")
-    return total
-
-
 def _asked() -> float:
     if not sys.stdin.isatty():
         raise UsageError("--time is missing: say how long all of it may take, such as --time 20m")
     while True:
         try:
-            return seconds_of(input("How long may all of it take? (90s, 20m, 1h30m) "))
+            return seconds_of(input("How long may all of it take? (90s, 20m, 1h30m) "), "--time", LEAST)
         except UsageError as error:
             sys.stderr.write(f"{error}\n")
         except EOFError:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Timer
 from types import FrameType
 
 from rich.console import Console
@@ -37,10 +38,11 @@ def run_shown(
     stop_at: int | None,
     console: Console,
     *,
+    stop_after: float | None = None,
     estimate_time: bool = True,
     trackers: Sequence[str] = (),
 ) -> None:
-    """Train up to `stop_at` (None: all steps), followed by the trackers of these names.
+    """Train up to `stop_at` (None: all steps) or for `stop_after` seconds, followed by the trackers of these names.
 
     Prints the estimated memory first, and the estimated time of a run of WORTH_A_WARM_UP steps or more. Raises
     StoppedError after an orderly stop by a signal, RestartError if only a fresh process can go on.
@@ -92,12 +94,16 @@ def run_shown(
             record_session(run_dir, trainer.step, session.backend, session.world.size, session.memory.micro_batch)
         if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
             console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
-        with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:
+        with (
+            stop_on_signals(trainer.request_stop) as received,
+            stopping_after(stop_after, trainer.request_stop) as over,
+            display.showing(trainer.run(stop_at)) as reports,
+        ):
             for report in reports:
                 if isinstance(report, MicroBatchReport):
                     replace(mark, micro_batch=report.after).write(run_dir)
             number = received()
-    if number is None and trainer.step < last:
+    if number is None and trainer.step < last and not over.is_set():
         number = signal.SIGTERM  # which another rank was sent
     if number is not None:
         console.print(f"stopped at step {trainer.step} and saved. Go on with:")
@@ -143,6 +149,25 @@ def time_line(estimate: TimeEstimate) -> str:
         f"{estimate.evaluations} evaluations of {estimate.evaluation:.3g} s, "
         f"{estimate.saves} saves of {estimate.save:.3g} s)"
     )
+
+
+@contextmanager
+def stopping_after(seconds: float | None, request_stop: Callable[[], None]) -> Iterator[Event]:
+    """Asks for an orderly stop after so long; None: never. Yields what tells whether it has."""
+    over = Event()
+
+    def stop() -> None:
+        over.set()
+        request_stop()
+
+    timer = Timer(seconds or 0.0, stop)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
 
 
 @contextmanager
