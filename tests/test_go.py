@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ def a_plan(steps: int) -> Plan:
         model=TINY,
         train=settings,
         steps=steps,
+        most=steps,
         step_seconds=0.01,
         rounds=1.0,
         parameters=1,
@@ -58,7 +58,9 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(journey_module, "plan_training", plan)
     # Questions and answers take seconds to make, and are tested where they are made.
-    monkeypatch.setattr(journey_module, "PrepareSettings", partial(PrepareSettings, template="plain", block_size=32))
+    monkeypatch.setattr(
+        journey_module, "PrepareSettings", lambda template: PrepareSettings(template="plain", block_size=32)
+    )
     monkeypatch.setattr(journey_module, "train_supervised", in_this_process)
     return asked
 
@@ -134,7 +136,7 @@ def test_the_second_half_takes_the_time_that_the_first_left(
     monkeypatch.setattr(Journey, "step", 50)
     monkeypatch.setattr(journey_module, "seconds_per_step", lambda _: slower)
     monkeypatch.setattr(journey_module, "affordable", lambda left, a_step: round(left / a_step))
-    state = State(text="", seconds=110.0, training=100.0, steps=100, turn=50, step_seconds=1.0, short_of="time")
+    state = State(text="", seconds=110.0, training=100.0, steps=100, turn=50, step_seconds=1.0, most=1000)
     again = journey_module._replan(journey(tmp_path, tmp_path), state, 0, 50 * slower)
     assert (again.steps, again.turn, again.step_seconds) == (steps, None, slower)
     assert State.load(tmp_path) == again
@@ -143,7 +145,7 @@ def test_the_second_half_takes_the_time_that_the_first_left(
 def test_a_small_text_gets_no_more_updates_on_a_fast_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Journey, "step", 50)
     monkeypatch.setattr(journey_module, "seconds_per_step", lambda _: 0.1)
-    state = State(text="", seconds=110.0, training=100.0, steps=100, turn=50, step_seconds=1.0, short_of="text")
+    state = State(text="", seconds=110.0, training=100.0, steps=100, turn=50, step_seconds=1.0, most=100)
     assert journey_module._replan(journey(tmp_path, tmp_path), state, 0, 5.0).steps == 100
 
 
@@ -207,3 +209,14 @@ def test_a_training_ends_after_its_time_and_names_what_comes_next(cli: Cli, tmp_
     code, shown, _ = cli(*again)
     assert code == 0 and "--resume" not in shown
     assert_one_line(cli(*again, "--stop-after", "soon"), 2, "--stop-after soon is no time")
+
+
+@pytest.mark.parametrize(
+    ("text", "template"),
+    [("비자 연장은 이민국에서 합니다. Bring your passport.\n", "qa"), ("Bring your passport. 가\n" * 9, "plain")],
+)
+def test_a_text_that_is_not_korean_gets_no_korean_questions(tmp_path: Path, text: str, template: str) -> None:
+    (tmp_path / "raw.txt").write_text(text, encoding="utf-8")
+    console = Console(record=True, width=200)
+    assert journey_module._template(journey(tmp_path / "raw.txt", tmp_path / "out", console)) == template
+    assert ("not Korean" in console.export_text()) == (template == "plain")

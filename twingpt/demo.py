@@ -45,7 +45,7 @@ RELAY_STEPS = 10
 # The last one has no answer in the text.
 QUESTIONS = (
     "여권을 잃어버렸을 때 해야 할 일 정리해줘",
-    "태풍이 올 때 뭘 준비해?",
+    "태풍 준비는 어떻게 하나요?",
     "관광비자 연장은 어떻게 하나요?",
     "파리 에펠탑 입장료는 얼마인가요?",
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +21,9 @@ from twingpt.core.params import parameter_count
 from twingpt.data.prepare.pipeline import PrepareSettings, Watcher, prepare
 from twingpt.data.prepare.stages import Report
 from twingpt.data.text import reading
+from twingpt.data.text.changes import Changes
 from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.template import Template
 from twingpt.measure.sizing import PRESET, Plan, affordable, plan_training
 from twingpt.training.config import CONFIG_FILE, RunConfig
 from twingpt.training.log import read_metrics
@@ -36,6 +39,9 @@ LEAST_SHARE = 0.5
 """Of the time, for the training, where preparing took longer than the time was meant for."""
 START = 6.0
 """Seconds that a training process needs before its first update, until one was seen."""
+KOREAN = 0.1
+"""Of the letters, from which on a text is taken for Korean; its beginning, of LOOKED_AT letters, counts."""
+LOOKED_AT = 100_000
 HIGH_SHARE = 0.7
 """Of the time, at the full learning rate. It falls over the rest, which is planned by the speed seen until then: what
 other programs do to this machine meanwhile is the error of that last part alone.
@@ -52,7 +58,7 @@ class State:
 
     text: fingerprint of the raw files. seconds: for the whole way. training: of them for the training, None until that
     is planned. turn: step at which the rest is planned anew by the speed seen, if
-    the time for it is not over before; None once it is. step_seconds: of an
+    the time for it is not over before; None once it is. most: steps that the text is good for. step_seconds: of an
     update, as planned or seen.
     """
 
@@ -61,9 +67,9 @@ class State:
     training: float | None = None
     backend: BackendName = ""
     steps: int = 0
+    most: int = 0
     turn: int | None = None
     step_seconds: float = 0.0
-    short_of: str = ""
 
     @classmethod
     def load(cls, out: Path) -> Self | None:
@@ -158,7 +164,7 @@ def _prepare(journey: Journey) -> Report:
     console.rule("1. prepare the text", align="left")
     started = time.monotonic()
     with journey.watcher as watcher:
-        prepared = prepare(journey.raw, journey.data, PrepareSettings(), watcher=watcher)
+        prepared = prepare(journey.raw, journey.data, PrepareSettings(template=_template(journey)), watcher=watcher)
     report = prepared.report
     kept = ", kept from before" if all(prepared.reused.values()) else ""
     journey.say(
@@ -167,6 +173,21 @@ def _prepare(journey: Journey) -> Report:
     )
     journey.say(f'from now on: twingpt ask {shlex.quote(str(journey.data))} "..."')
     return report
+
+
+def _template(journey: Journey) -> Template:
+    """The wording of questions and answers is made for Korean: another text is trained on as it is."""
+    letters = hangul = 0
+    sources = reading.find_sources(journey.raw)
+    for text, _ in chain.from_iterable(reading.read_source(source, Changes()) for source in sources):
+        letters += sum(map(str.isalpha, text))
+        hangul += sum("가" <= character <= "힣" for character in text)
+        if letters >= LOOKED_AT:
+            break
+    if hangul >= KOREAN * letters:
+        return "qa"
+    journey.say("this text is not Korean: the model is trained on the text alone, without questions and answers")
+    return "plain"
 
 
 def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
@@ -204,9 +225,9 @@ def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
         training=training,
         backend=plan.backend,
         steps=steps,
+        most=plan.most,
         turn=round(HIGH_SHARE * steps) if two else None,
         step_seconds=plan.step_seconds,
-        short_of=plan.short_of,
     )
     state.save(journey.out)
     return state
@@ -253,8 +274,7 @@ def _replan(journey: Journey, state: State, began_at: int, elapsed: float) -> St
     left = state.training - elapsed - began_at * a_step - start
     # Even where no time is left, the learning rate must come down, or all that was learned at its height is noisy.
     steps = step + max(affordable(left, a_step), round(FALL * step))
-    if state.short_of == "text":
-        steps = min(steps, state.steps)
+    steps = min(steps, state.most)
     state = replace(state, steps=steps, turn=None, step_seconds=a_step)
     state.save(journey.out)
     return state

@@ -59,7 +59,7 @@ def test_a_plan_takes_the_time_where_there_is_text_enough(monkeypatch: pytest.Mo
 
 def test_a_small_text_is_not_learned_by_heart_however_much_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = planned(monkeypatch, FakeMachine(FAST), text_tokens=1000, seconds=1e6)
-    assert tiny.short_of == "text"
+    assert tiny.short_of == "text" and tiny.steps == tiny.most
     assert (tiny.model["n_layer"], tiny.model["n_head"], tiny.model["n_embd"]) == SHAPES[0]
     assert tiny.rounds == pytest.approx(ROUNDS, rel=0.1)
     assert tiny.steps * tiny.train["batch_size"] * 256 <= 1.1 * ROUNDS * 1000 + 256

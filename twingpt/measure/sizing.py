@@ -45,7 +45,8 @@ BURST = 8
 class Plan:
     """What `train` is to be given.
 
-    model, train: settings over PRESET. steps: updates, of step_seconds each. rounds: of the text that they are.
+    model, train: settings over PRESET. steps: updates, of step_seconds each; most: that this text is good for.
+    rounds: of the text, in those steps.
     short_of: what ended the training, so that more of it would make a better model.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     model: dict[str, Any]
     train: dict[str, Any]
     steps: int
+    most: int
     step_seconds: float
     rounds: float
     parameters: int
@@ -89,6 +91,11 @@ def plan_training(
     batch = _batch(seen / block_size)
     config = _config(shape, vocab_size, block_size, batch)
     step = _timed(config, backend, device)
+    smaller = _batch(min(ROUNDS * text_tokens / block_size, seconds / step * batch))
+    if smaller < batch:
+        # The model was slower than its work had let expect.
+        config = _config(shape, vocab_size, block_size, smaller)
+        step = _timed(config, backend, device)
     return _plan(config, backend, step, text_tokens, seconds)
 
 
@@ -118,6 +125,7 @@ def _plan(config: RunConfig, backend: BackendName, step: float, text_tokens: int
             "sample_tokens": 0,
         },
         steps=steps,
+        most=in_text,
         step_seconds=step,
         rounds=steps * a_step / text_tokens,
         parameters=parameter_count(spec),
