@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -22,6 +23,8 @@ from twingpt.data.library.search import Library
 from twingpt.data.prepare.pipeline import prepare
 from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.data.text.characters import cleaned
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.training.config import RunConfig
 from twingpt.training.probe import ProbeResult
 from twingpt.training.record import read_sessions
 from twingpt.training.restart import train_supervised
@@ -99,7 +102,9 @@ def test_it_goes_on_where_it_was_interrupted_and_every_line_is_in_the_text(
     with pytest.raises(StoppedError):
         demo.run_demo(out, None, "cpu", 3.0)
     assert CheckpointStore(out / "run").steps() == [2]
+    capsys.readouterr()
     demo.run_demo(out, None, "cpu", 3.0)
+    check_printed(capsys.readouterr().out, (out / "ph_life_ko.txt").read_text(encoding="utf-8"))
     assert CheckpointStore(out / "run").steps()[-1] == steps
     # Interrupted at 2, then to its end, then the other engine: each from where the one before it was.
     assert [(session.backend, session.step) for session in read_sessions(out / "run")] == [
@@ -107,15 +112,29 @@ def test_it_goes_on_where_it_was_interrupted_and_every_line_is_in_the_text(
         ("mlx", 2),
         ("mps", 4),
     ]
-    capsys.readouterr()
-    demo.run_demo(out, None, "cpu", 3.0)
-    check_printed(capsys.readouterr().out, (out / "ph_life_ko.txt").read_text(encoding="utf-8"))
-    assert len(read_sessions(out / "run")) == 3
+    assert demo.steps_left(out / "run") == 0
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("mine")
     with pytest.raises(UsageError, match="is no demo"):
         demo.run_demo(tmp_path / "mine", None, "cpu", 3.0)
+
+
+def test_its_time_is_kept_where_the_machine_was_slower_than_it_seemed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first engine gets to step 4 of 100 in the time; the other one ends the run."""
+    given: list[list[str]] = []
+    monkeypatch.setattr(demo, "train_supervised", lambda options, *_: given.append(options))
+    monkeypatch.setattr(demo, "prepare_example", lambda _: Manifest.load(Path(__file__).parent / "fixtures/v0.1/data"))
+    monkeypatch.setattr(demo, "planned", lambda *_: ("mlx", 100))
+    monkeypatch.setattr(demo, "steps_left", lambda *_: 96)
+    monkeypatch.setattr(RunConfig, "load", lambda _: SimpleNamespace(train=SimpleNamespace(steps=100)))
+    for part in ("ask", "write"):
+        monkeypatch.setattr(demo, part, lambda *_: None)
+    (tmp_path / "demo").mkdir()
+    demo.run_demo(tmp_path / "demo", None, "cpu", 2.0)
+    assert [given[0][-4:], given[1][-2:]] == [["--stop-at", "90", "--stop-after", "120s"], ["--steps", "14"]]
 
 
 def check_printed(shown: str, text: str) -> None:

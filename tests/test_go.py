@@ -1,6 +1,7 @@
 """`twingpt go`: the whole way in one command, from wherever an earlier call was interrupted, within its time."""
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_the_time_is_asked_for_on_a_terminal(
     from twingpt.commands import go as command
 
     answers = iter(["soon", "20m"])
-    monkeypatch.setattr(command.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     assert command._asked() == 1200
     assert "soon is no time" in capsys.readouterr().err

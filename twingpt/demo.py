@@ -75,8 +75,11 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     last = next((name for name in engines if name != first), first)
     other = find_engine(last).title if last != first else "the same engine: the other one is not installed"
     console.rule(f"3. go on in {other}")
-    if steps_left(run):
-        train_supervised(["--backend", last, "--device", device, "--resume"], run, console)
+    if left := steps_left(run):
+        # Where the time was over before the updates were, it is the last ones that are left out.
+        done = RunConfig.load(run).train.steps - left
+        steps = [] if left <= RELAY_STEPS else ["--steps", str(done + RELAY_STEPS)]
+        train_supervised(["--backend", last, "--device", device, "--resume", *steps], run, console)
     console.print(f"trained to step {RunConfig.load(run).train.steps}", highlight=False)
     console.rule("4. ask the text")
     ask(run, console)
@@ -115,7 +118,8 @@ def train_first(
         first = begun_in[0] if begun_in else engines[0]
         steps, options = RunConfig.load(run).train.steps, ["--resume"]
     if steps_left(run, steps) > RELAY_STEPS:
-        stop = ["--stop-at", str(steps - RELAY_STEPS)]
+        # Planned by a short trial: what other programs do meanwhile must not make it longer.
+        stop = ["--stop-at", str(steps - RELAY_STEPS), "--stop-after", f"{max(1.0, 60 * minutes):.0f}s"]
         train_supervised(["--backend", first, "--device", device, *options, *stop], run, console)
     return first
 
