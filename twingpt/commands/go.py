@@ -1,5 +1,6 @@
 """The command `go`."""
 
+import contextlib
 import shlex
 import socket
 import sys
@@ -80,7 +81,9 @@ def _open(run: Path, backend: str | None, device: DeviceChoice, page: str) -> No
     from twingpt.commands.serve import serve
 
     try:
-        serve(run, backend=backend, device=device, port=PORT if _is_free(PORT) else 0, open_page=True)
+        # Ctrl-C is how the page ends, and nothing is cut short by it.
+        with contextlib.suppress(KeyboardInterrupt):
+            serve(run, backend=backend, device=device, port=PORT if _is_free(PORT) else 0, open_page=True)
     except TwinGPTError as error:
         typer.echo(f"no page: {error}; later: {page}", err=True)
 

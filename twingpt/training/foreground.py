@@ -94,6 +94,8 @@ def run_shown(
             record_session(run_dir, trainer.step, session.backend, session.world.size, session.memory.micro_batch)
         if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
             console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
+        if stop_after is not None:
+            console.print(f"ends after {timedelta(seconds=round(stop_after))}, if not before", highlight=False)
         with (
             stop_on_signals(trainer.request_stop) as received,
             stopping_after(stop_after, trainer.request_stop) as over,

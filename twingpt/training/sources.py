@@ -107,7 +107,7 @@ class DataFolder:
         own = {"vocab_size": self.manifest.vocab_size, "block_size": self.manifest.block_size}
         notes = []
         if not self.manifest.val.tokens:
-            notes = [f"{self.folder} holds no text out: the validation loss is that of the training text"]
+            notes = [f"{self.folder} has no text held out: the validation loss is that of the training text"]
         return {name: value for name, value in own.items() if name not in named or name == "vocab_size"}, notes
 
     def check_model(self, spec: GPTSpec) -> None:
