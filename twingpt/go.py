@@ -123,12 +123,12 @@ def begun(raw: Sequence[str], out: Path) -> State | None:
 
     Raises UsageError if `out` is of another text, or not of `go` at all, TwinGPTError if the text cannot be read.
     """
-    state = State.load(out)
+    text, state = _fingerprint(raw), State.load(out)
     if state is None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out} exists, and `twingpt go` did not make it: give another --out")
         return None
-    if state.text != _fingerprint(raw):
+    if state.text != text:
         raise UsageError(f"{out} was begun with another text than {' '.join(raw)} has now: give another --out")
     return state
 

@@ -16,10 +16,14 @@ from twingpt.training.probe import ProbeResult
 
 @dataclass
 class FakeMachine:
-    """Trains at so many FLOPs a second in each engine, and has room for so many sequences at a time."""
+    """Trains at so many FLOPs a second in each engine, and has room for so many sequences at a time.
+
+    overhead: seconds of each update, however small it is.
+    """
 
     flops: dict[str, float]
     room: int = 1000
+    overhead: float = 0.0
 
     def probe(
         self, spec: GPTSpec, config: TrainConfig, backend: str, _: Any, micro_batch: int, steps: int
@@ -27,7 +31,7 @@ class FakeMachine:
         if micro_batch > self.room:
             return ProbeResult(False, reason="no room")
         work = config.batch_size * spec.block_size * flops_per_token(spec)
-        return ProbeResult(True, seconds_per_step=work / self.flops[backend])
+        return ProbeResult(True, seconds_per_step=self.overhead + work / self.flops[backend])
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, machine: FakeMachine, **given: Any) -> Plan:
@@ -73,6 +77,20 @@ def test_more_text_and_more_speed_make_a_larger_model(monkeypatch: pytest.Monkey
         planned(monkeypatch, FakeMachine(FAST), text_tokens=10**9, seconds=36_000.0).parameters,
     ]
     assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_a_long_training_is_saved_every_few_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(monkeypatch, FakeMachine(FAST), text_tokens=10**9, seconds=36_000.0)
+    assert plan.train["save_every"] * plan.step_seconds == pytest.approx(300, rel=0.1)
+
+
+def test_a_machine_that_small_models_keep_idle_gets_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"text_tokens": 10**9, "seconds": 2000.0}
+    machine = FakeMachine({"mps": 4e12}, overhead=0.03)
+    plan = planned(monkeypatch, machine, **given)
+    monkeypatch.setattr(sizing, "PASSES", 1)
+    assert planned(monkeypatch, machine, **given).parameters < plan.parameters
+    assert plan.train["steps"] * plan.step_seconds <= 2000
 
 
 def test_a_batch_that_memory_does_not_hold_is_timed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,13 @@ EVALUATION_SHARE = 0.005
 WINDOWS = (16, 400)
 """Validation windows of an evaluation, at the least and at the most."""
 
+SAVE_SECONDS = 300.0
+"""Of work that a machine that goes off may cost, at the most."""
+
+PASSES = 2
+"""Models that are timed at the most: a small one is slower for its work than a larger one, on a GPU above all, so that
+the first may show that a larger one fits.
+"""
 BURST = 8
 """Updates of a trial; the first is not timed."""
 
@@ -85,16 +92,21 @@ def plan_training(
         speed = trial.train.batch_size * block_size / measured[name]
         say(f"{find_engine(name).title}: {speed:,.0f} tokens/s with a small model")
     backend = min(measured, key=lambda name: measured[name])
-    flops = _work(trial) / measured[backend]
-    shape = _largest(text_tokens, vocab_size, block_size, seconds, flops)
-    seen = min(ROUNDS * text_tokens, seconds * flops / flops_per_token(_config(shape, vocab_size, block_size, 1).model))
-    batch = _batch(seen / block_size)
-    config = _config(shape, vocab_size, block_size, batch)
-    step = _timed(config, backend, device)
-    smaller = _batch(min(ROUNDS * text_tokens / block_size, seconds / step * batch))
-    if smaller < batch:
-        # The model was slower than its work had let expect.
-        config = _config(shape, vocab_size, block_size, smaller)
+    config, step, size = trial, measured[backend], -1
+    for _ in range(PASSES):
+        flops = _work(config) / step
+        larger = _largest(text_tokens, vocab_size, block_size, seconds, flops)
+        if larger <= size:
+            break
+        size = larger
+        spec = _config(SHAPES[size], vocab_size, block_size, 1).model
+        seen = min(ROUNDS * text_tokens, seconds * flops / flops_per_token(spec))
+        config = _config(SHAPES[size], vocab_size, block_size, _batch(seen / block_size))
+        step = _timed(config, backend, device)
+    windows = min(ROUNDS * text_tokens / block_size, seconds / step * config.train.batch_size)
+    if _batch(windows) < config.train.batch_size:
+        # Updates were slower than those of the model before had let expect.
+        config = _config(SHAPES[size], vocab_size, block_size, _batch(windows))
         step = _timed(config, backend, device)
     return _plan(config, backend, step, text_tokens, seconds)
 
@@ -120,7 +132,7 @@ def _plan(config: RunConfig, backend: BackendName, step: float, text_tokens: int
             "warmup_steps": min(config.train.warmup_steps, steps // 10),
             "eval_every": every,
             "eval_windows": min(max(windows, WINDOWS[0]), WINDOWS[1]),
-            "save_every": max(1, steps // 10),
+            "save_every": max(1, min(steps // 10, round(SAVE_SECONDS / step))),
             "log_every": max(1, min(50, steps // 20)),
             "sample_tokens": 0,
         },
@@ -133,13 +145,14 @@ def _plan(config: RunConfig, backend: BackendName, step: float, text_tokens: int
     )
 
 
-def _largest(text_tokens: int, vocab_size: int, block_size: int, seconds: float, flops: float) -> tuple[int, int, int]:
-    chosen = SHAPES[0]
-    for shape in SHAPES:
+def _largest(text_tokens: int, vocab_size: int, block_size: int, seconds: float, flops: float) -> int:
+    """The number in SHAPES of the largest model that text and time are enough for; 0 if they are for none."""
+    chosen = 0
+    for number, shape in enumerate(SHAPES):
         spec = _config(shape, vocab_size, block_size, 1).model
         seen = min(ROUNDS * text_tokens, seconds * flops / flops_per_token(spec))
         if seen >= TOKENS_A_WEIGHT * _block_weights(spec):
-            chosen = shape
+            chosen = number
     return chosen
 
 
