@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 from twingpt import __version__
-from twingpt.commands import ask, bench, convert, data, generate, plan, report, serve, train
+from twingpt.commands import ask, bench, convert, data, generate, go, plan, report, serve, train
 from twingpt.commands.options import AnyBackend, Device, EngineCommand, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
+
+Details = Annotated[bool, typer.Option("--details", "-v", help="Show everything that was measured, too.")]
 
 app = typer.Typer(
     name="twingpt",
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(cls=EngineCommand)(go.go)
 app.command()(data.prepare)
 app.command(cls=EngineCommand)(train.train)
 app.command(cls=EngineCommand)(bench.bench)
@@ -51,6 +54,7 @@ def _options(
 def parity(
     run: Annotated[Path | None, typer.Argument(help="Check this run's newest checkpoint too.", metavar="RUN")] = None,
     device: Device = "auto",
+    details: Details = False,
     as_json: Json = False,
 ) -> None:
     """Hold the two engines against each other on this machine: names, logits, loss, gradients, updates, text."""
@@ -60,13 +64,13 @@ def parity(
     if as_json:
         print_json([rung.to_dict() for rung in rungs])
     else:
-        print_ladder(rungs)
+        print_ladder(rungs, details=details)
     if not all(rung.passed for rung in rungs):
         raise TwinGPTError("the two engines differ by more than rounding: see the rungs that failed")
 
 
 @app.command()
-def doctor(device: Device = "auto", as_json: Json = False) -> None:
+def doctor(device: Device = "auto", details: Details = False, as_json: Json = False) -> None:
     """What is installed, what this chip can do, and whether what it computes is right."""
     from rich.console import Console
 
@@ -78,7 +82,7 @@ def doctor(device: Device = "auto", as_json: Json = False) -> None:
     if as_json:
         print_json(report.to_dict())
     else:
-        print_report(report)
+        print_report(report, details=details)
     if report.failed:
         raise TwinGPTError(f"{len(report.failed)} checks failed on this machine: see what to do beside each")
 
@@ -90,7 +94,10 @@ def demo(
     device: Device = "auto",
     minutes: Annotated[float, typer.Option(help="About how long to train.", min=0.1)] = 3.0,
 ) -> None:
-    """Prepare the example text, train on it, go on in the other engine, and answer a question."""
+    """Prepare the example text, train on it, go on in the other engine, and answer questions from it.
+
+    The same command goes on where it was interrupted.
+    """
     from twingpt.demo import run_demo
 
     run_demo(out, backend, device, minutes)

@@ -303,7 +303,21 @@ def test_not_a_number_fails_and_can_be_told(capsys: pytest.CaptureFixture[str]) 
     assert told["passed"] is False
     assert told["checks"][0]["measured"] == "nan"
     print_report(report)
-    output = capsys.readouterr().out
-    assert "what was seen" in output
-    assert "the cure" in output
-    assert "every check passed" not in output
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 of 1 checks failed (mps on cpu); 1 skipped."
+    assert "what was seen" in lines[1] and "the cure" in lines[2]
+    assert not any("tolerance" in line for line in lines)
+
+
+def test_the_verdict_comes_first_and_the_rest_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    check = judged(0.5, 1.0, engine="mlx", device="cpu", name="n", unit="u", detail="d", advice="a")
+    report = Report(checks=[check], facts={"machine": {"chip": "some chip"}}, notes=["worth knowing"])
+    print_report(report)
+    brief = capsys.readouterr().out.splitlines()
+    assert brief[:2] == ["Every check passed that this machine can run: 1 (mlx on cpu).", "note: worth knowing"]
+    assert len(brief) == 3 and brief[2].endswith("twingpt doctor --details")
+    print_report(report, details=True)
+    full = capsys.readouterr().out
+    assert full.splitlines()[:2] == brief[:2] and "some chip" in full and "tolerance" in full
+    print_report(Report())
+    assert capsys.readouterr().out.startswith("Nothing was checked")

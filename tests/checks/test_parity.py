@@ -178,10 +178,17 @@ def test_the_verdict_is_one_line() -> None:
     assert parity.verdict(rungs) == "2 of 5 comparisons differ; the first: b, rung 5, one update, AdamW, v."
 
 
-def test_the_table_ends_with_the_verdict_and_hides_nothing_that_differs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verdict_comes_first_and_nothing_that_differs_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     near, far = _rung("a", 5, "one update, near", 9e-6), _rung("a", 5, "one update, far", 1e-9)
     wrong = [_rung("a", 5, "one update, wrong", 1.0), _rung("a", 5, "one update, wrong too", 2.0)]
     rungs = [_rung("a", 2, "logits", 1e-6), _rung("a", 2, "logits, Hugging Face", 1e-7), far, near, *wrong]
     assert [rung for rung in rungs if rung not in parity._worth_a_line(rungs)] == [far]
     parity.print_ladder(rungs)
-    assert capsys.readouterr().out.splitlines()[-1] == parity.verdict(rungs)
+    brief = capsys.readouterr().out
+    assert brief.splitlines()[0] == parity.verdict(rungs)
+    assert brief.count("DIFFERS") == 2 and "logits" not in brief
+    parity.print_ladder(rungs, details=True)
+    full = capsys.readouterr().out
+    assert full.splitlines()[0] == parity.verdict(rungs) and "logits" in full
+    parity.print_ladder(rungs[:2])
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Status = Literal["passed", "failed", "skipped"]
 
@@ -75,11 +78,40 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {name: str(v) if isinstance(v, float) and str(v) in unfit else v for name, v in values.items()}
 
 
-def print_report(report: Report) -> None:
+def verdict(report: Report) -> str:
+    """One line: whether what this machine computes is right."""
+    ran = [check for check in report.checks if check.status != "skipped"]
+    places = list(dict.fromkeys(f"{check.engine} on {check.device}" for check in report.checks))
+    skipped = len(report.checks) - len(ran)
+    left_out = f"; {skipped} skipped" if skipped else ""
+    if not report.checks:
+        return "Nothing was checked: no engine is installed."
+    if report.failed:
+        return f"{len(report.failed)} of {len(ran)} checks failed ({', '.join(places)}){left_out}."
+    return f"Every check passed that this machine can run: {len(ran)} ({', '.join(places)}){left_out}."
+
+
+def print_report(report: Report, *, details: bool = False) -> None:
+    """The verdict, what failed with what to do, what is worth knowing; with `details` everything that was measured."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
+    console.print(verdict(report), markup=False, highlight=False, soft_wrap=True)
+    for check in report.failed:
+        line = f"failed: {check.engine}, {check.name}: {check.detail}"
+        console.print(line, markup=False, highlight=False)
+        console.print(f"  what to do: {check.advice}", markup=False, highlight=False)
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    if details:
+        _print_details(report, console)
+    else:
+        console.print("versions, this machine and every check: twingpt doctor --details", highlight=False)
+
+
+def _print_details(report: Report, console: Console) -> None:
+    from rich.table import Table
+
     for title, rows in report.facts.items():
         table = Table(title=title, show_header=False, title_justify="left")
         for name, value in rows.items():
@@ -99,13 +131,7 @@ def print_report(report: Report) -> None:
             f"[{colours[check.status]}]{check.status}[/]",
         )
     console.print(table)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
     for check in report.checks:
-        if check.status != "passed":
-            line = f"{check.status}: {check.engine}, {check.name}: {check.detail}"
+        if check.status == "skipped":
+            line = f"skipped: {check.engine}, {check.name}: {check.detail}"
             console.print(line, markup=False, highlight=False)
-            if check.status == "failed":
-                console.print(f"  what to do: {check.advice}", markup=False, highlight=False)
-    if not report.failed:
-        console.print("[green]every check passed[/] that this machine can run")

@@ -320,22 +320,28 @@ def verdict(rungs: list[Rung]) -> str:
     return f"Every rung is the same: {len(rungs)} comparisons over {len({rung.model for rung in rungs})} models."
 
 
-def print_ladder(rungs: list[Rung]) -> None:
-    """Every comparison but those of updates, of which there are many: what differs, and what came nearest to it."""
+def print_ladder(rungs: list[Rung], *, details: bool = False) -> None:
+    """The verdict and what differs; with `details` every comparison but those of updates, of which there are many:
+    of these what came nearest to differing.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="parity of the two engines")
-    for column in ("model", "rung", "error", "tolerance", "unit", ""):
-        table.add_column(column, overflow="fold")
-    for rung in _worth_a_line(rungs):
-        mark = "[green]same[/green]" if rung.passed else "[red]DIFFERS[/red]"
-        table.add_row(
-            rung.model, f"{rung.number} {rung.name}", f"{rung.error:.2g}", f"{rung.tolerance:.0g}", rung.unit, mark
-        )
     console = Console()
-    console.print(table)
     console.print(verdict(rungs), soft_wrap=True, markup=False, highlight=False)
+    shown = _worth_a_line(rungs) if details else [rung for rung in rungs if not rung.passed]
+    if shown:
+        table = Table(title="parity of the two engines")
+        for column in ("model", "rung", "error", "tolerance", "unit", ""):
+            table.add_column(column, overflow="fold")
+        for rung in shown:
+            mark = "[green]same[/green]" if rung.passed else "[red]DIFFERS[/red]"
+            table.add_row(
+                rung.model, f"{rung.number} {rung.name}", f"{rung.error:.2g}", f"{rung.tolerance:.0g}", rung.unit, mark
+            )
+        console.print(table)
+    if not details:
+        console.print("every rung with its error: twingpt parity --details", highlight=False)
 
 
 def _worth_a_line(rungs: list[Rung]) -> list[Rung]:

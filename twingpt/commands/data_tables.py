@@ -1,5 +1,6 @@
 """What `prepare` and `data inspect` show: bars while the stages run, tables of what they made."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,11 @@ def show_summary(prepared: "Prepared", out: Path) -> None:
         f"{name} {taken:.1f} s{' (kept)' if prepared.reused[name] else ''}" for name, taken in prepared.seconds.items()
     )
     console.print(Text(f"\n{out}: {seconds}"))
+    if "pack" in prepared.seconds:
+        folder = shlex.quote(str(out))
+        # A run beside DATA, and not in the folder where the command happens to be typed.
+        run = shlex.quote(str(out.with_name("run" if out.name == "data" else f"{out.name}-run")))
+        console.print(Text(f'next: twingpt ask {folder} "..."\nnext: twingpt train --data {folder} --out {run}'))
 
 
 def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from twingpt.core.errors import UsageError
 from twingpt.core.presets import PRESETS
 from twingpt.core.setting import option_name
 
@@ -74,6 +76,24 @@ Device = Annotated[
     typer.Option(help="auto: Metal, else CUDA, else the CPU. cpu: for parity checks on a Mac."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for a program.")]
+
+
+_PARTS = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+MOST_SECONDS = 1e7
+"""Four months: more than anybody means."""
+
+
+def seconds_of(duration: str, option: str, least: float = 1.0) -> float:
+    """Seconds of a time such as 90s, 20m or 1h30m. Raises UsageError, which names the option, for what is none."""
+    parts = _PARTS.fullmatch(duration.strip().lower())
+    if parts is None or not parts[0]:
+        raise UsageError(f"{option} {duration} is no time: write it like 90s, 20m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups())
+    total = 3600 * hours + 60 * minutes + seconds
+    if not least <= total <= MOST_SECONDS:
+        most = f"{MOST_SECONDS / 3600:,.0f}h"
+        raise UsageError(f"{option} {duration} cannot be meant: give {least:.0f}s or more, up to {most}")
+    return total
 
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]

@@ -40,6 +40,7 @@ def serve(
     ] = 1024,
     timeout: Annotated[float, typer.Option(help="Seconds from a request to its last token.", min=1)] = 600.0,
     max_body: Annotated[int, typer.Option(help="Largest request, in KiB.", min=1)] = 1024,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Answer questions over the OpenAI API and on a page, and show the run as it trains."""
     from twingpt.core.engines import find_engine
@@ -84,4 +85,9 @@ def serve(
             "warning: HTTP is not encrypted: beyond a network you trust, put a TLS proxy in front", markup=False
         )
     console.print("Ctrl-C ends it", highlight=False)
+    if open_page:
+        import webbrowser
+
+        # It is listening already: a browser that is quicker than the server waits.
+        webbrowser.open(f"{base}/")
     serve_forever(create_app(service, access), listening)

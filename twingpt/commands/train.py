@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twingpt.commands.options import Device, Json, TrainingBackend, with_given
+from twingpt.commands.options import Device, Json, TrainingBackend, seconds_of, with_given
 from twingpt.console import print_json
 from twingpt.core.errors import RestartError
 from twingpt.core.presets import PRESETS
@@ -61,6 +61,9 @@ def train(
     train: dict[str, Any],
     model: dict[str, Any],
     stop_at: Annotated[int | None, typer.Option(help="End early, after this many updates in all.", min=1)] = None,
+    stop_after: Annotated[
+        str | None, typer.Option(help="End early, after this long: 90s, 20m, 1h30m.", metavar="TIME")
+    ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(help="GiB that training may use.", show_default="what the device has", min=0)
     ] = None,
@@ -106,6 +109,7 @@ def train(
     from rich.console import Console
 
     arguments: list[str] = context.obj
+    seconds = None if stop_after is None else seconds_of(stop_after, "--stop-after")
     if hosts is not None:
         launch_on(hosts, backend, arguments)
         return
@@ -121,7 +125,12 @@ def train(
     if supervise:
         from twingpt.training.restart import supervise as train_in_a_child
 
-        raise typer.Exit(train_in_a_child(arguments, out, console))
+        code = train_in_a_child(arguments, out, console)
+        if code == 0:
+            from twingpt.training.foreground import say_next
+
+            say_next(out, console)
+        raise typer.Exit(code)
     if mps_fallback:
         allow_fallback()
 
@@ -149,7 +158,7 @@ def train(
     with leaving_at_once() if one_of_several else nullcontext():
         session = open_session(request)
         try:
-            run_shown(session, out, stop_at, console, estimate_time=not as_json, trackers=log or ())
+            run_shown(session, out, stop_at, console, stop_after=seconds, estimate_time=not as_json, trackers=log or ())
         except RestartError as error:
             console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
             restart(arguments, out, error.micro_batch)

@@ -1,12 +1,14 @@
 """A session run to its end in front of the user: progress, Ctrl-C, and what to do next."""
 
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Timer
 from types import FrameType
 
 from rich.console import Console
@@ -14,13 +16,16 @@ from rich.console import Console
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import StoppedError
 from twingpt.core.params import parameter_count
+from twingpt.data.files import LIBRARY_FILE
+from twingpt.training.config import RunConfig
 from twingpt.training.estimate import GIB, LESS_MEMORY, MemoryPlan, TimeEstimate
 from twingpt.training.guards import keep_awake
 from twingpt.training.log import MicroBatchReport, TrainDisplay
 from twingpt.training.record import record_session
-from twingpt.training.restart import RunningMark, marked, stop_with_supervisor
+from twingpt.training.restart import RunningMark, is_supervised, marked, stop_with_supervisor
 from twingpt.training.session import Session
 from twingpt.training.trackers import followed
+from twingpt.weights.checkpoint import CheckpointStore
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORTH_A_WARM_UP = 50
@@ -33,10 +38,11 @@ def run_shown(
     stop_at: int | None,
     console: Console,
     *,
+    stop_after: float | None = None,
     estimate_time: bool = True,
     trackers: Sequence[str] = (),
 ) -> None:
-    """Train up to `stop_at` (None: all steps), followed by the trackers of these names.
+    """Train up to `stop_at` (None: all steps) or for `stop_after` seconds, followed by the trackers of these names.
 
     Prints the estimated memory first, and the estimated time of a run of WORTH_A_WARM_UP steps or more. Raises
     StoppedError after an orderly stop by a signal, RestartError if only a fresh process can go on.
@@ -88,18 +94,37 @@ def run_shown(
             record_session(run_dir, trainer.step, session.backend, session.world.size, session.memory.micro_batch)
         if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
             console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
-        with stop_on_signals(trainer.request_stop) as received, display.showing(trainer.run(stop_at)) as reports:
+        if stop_after is not None:
+            console.print(f"ends after {timedelta(seconds=round(stop_after))}, if not before", highlight=False)
+        with (
+            stop_on_signals(trainer.request_stop) as received,
+            stopping_after(stop_after, trainer.request_stop) as over,
+            display.showing(trainer.run(stop_at)) as reports,
+        ):
             for report in reports:
                 if isinstance(report, MicroBatchReport):
                     replace(mark, micro_batch=report.after).write(run_dir)
             number = received()
-    if number is None and trainer.step < last:
+    if number is None and trainer.step < last and not over.is_set():
         number = signal.SIGTERM  # which another rank was sent
     if number is not None:
         console.print(f"stopped at step {trainer.step} and saved. Go on with:")
         console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)
         raise StoppedError(128 + number)
     console.print(f"saved step {trainer.step} in {run_dir}", markup=False, highlight=False)
+    if first and not is_supervised():
+        say_next(run_dir, console)
+
+
+def say_next(run_dir: Path, console: Console) -> None:
+    """The commands that a training leads to."""
+    step, steps = CheckpointStore(run_dir).steps()[-1], RunConfig.load(run_dir).train.steps
+    shown = shlex.quote(str(run_dir))
+    lines = [f"twingpt train --out {shown} --resume   (to step {steps})"] if step < steps else []
+    if (run_dir / LIBRARY_FILE).is_file():
+        lines.append(f'twingpt ask {shown} "..."')
+    for line in [*lines, f"twingpt serve {shown}"]:
+        console.print(f"next: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def memory_line(plan: MemoryPlan) -> str:
@@ -126,6 +151,25 @@ def time_line(estimate: TimeEstimate) -> str:
         f"{estimate.evaluations} evaluations of {estimate.evaluation:.3g} s, "
         f"{estimate.saves} saves of {estimate.save:.3g} s)"
     )
+
+
+@contextmanager
+def stopping_after(seconds: float | None, request_stop: Callable[[], None]) -> Iterator[Event]:
+    """Asks for an orderly stop after so long; None: never. Yields what tells whether it has."""
+    over = Event()
+
+    def stop() -> None:
+        over.set()
+        request_stop()
+
+    timer = Timer(seconds or 0.0, stop)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
 
 
 @contextmanager

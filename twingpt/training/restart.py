@@ -22,7 +22,7 @@ from typing import NoReturn, Self
 
 from rich.console import Console
 
-from twingpt.core.errors import TwinGPTError
+from twingpt.core.errors import StoppedError, TwinGPTError
 from twingpt.training.estimate import LESS_MEMORY, smaller_micro_batch
 from twingpt.training.probe import MEMORY_SIGNALS
 from twingpt.weights.checkpoint import CheckpointStore
@@ -130,6 +130,23 @@ def supervise(arguments: list[str], run_dir: Path, console: Console) -> int:
         arguments = restart_arguments(arguments, smaller, resume=bool(CheckpointStore(run_dir).steps()))
 
 
+def train_supervised(options: Sequence[str], run_dir: Path, console: Console) -> None:
+    """`supervise` for a command that trains as a part of its work.
+
+    Raises StoppedError with the exit code of a training that said itself why it ended.
+    """
+    code = supervise(["train", "--out", str(run_dir), *options], run_dir, console)
+    if code > 128:
+        console.print("The command that you gave goes on from here, too.", highlight=False)
+    if code:
+        raise StoppedError(code)
+
+
+def is_supervised() -> bool:
+    """Whether another twingpt waits for this process, and says itself what comes next."""
+    return os.environ.get(SUPERVISED) == "1"
+
+
 def _run(command: list[str]) -> tuple[int, int]:
     """(process id, exit code, negative for the signal that ended it) of a command that gets this process's signals.
 
@@ -165,7 +182,7 @@ def marked(run_dir: Path, mark: RunningMark) -> Iterator[None]:
 
 def stop_with_supervisor() -> None:
     """In a supervised process: an orderly stop if the supervisor is killed, as it cannot hand that on."""
-    if os.environ.get(SUPERVISED) != "1":
+    if not is_supervised():
         return
 
     def wait() -> None:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +107,10 @@ class DataFolder:
     def model_settings(self, named: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         # The block size that the text was prepared for holds whatever the preset.
         own = {"vocab_size": self.manifest.vocab_size, "block_size": self.manifest.block_size}
-        return {name: value for name, value in own.items() if name not in named or name == "vocab_size"}, []
+        notes = []
+        if not self.manifest.val.tokens:
+            notes = [f"{self.folder} has no text held out: the validation loss is that of the training text"]
+        return {name: value for name, value in own.items() if name not in named or name == "vocab_size"}, notes
 
     def check_model(self, spec: GPTSpec) -> None:
         size = self.manifest.vocab_size
@@ -116,7 +119,9 @@ class DataFolder:
 
     def batches(self, block_size: int, seed: int) -> tuple[BatchSource, BatchSource]:
         train = Batches(self.folder, self.manifest, "train", block_size, seed)
-        return train, Batches(self.folder, self.manifest, "val", block_size)
+        # A single document cannot be divided, and a training without any validation would not show that it diverges.
+        held_out: Literal["train", "val"] = "val" if self.manifest.val.tokens else "train"
+        return train, Batches(self.folder, self.manifest, held_out, block_size)
 
     def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
         return self.tokenizer.token_bytes()
