@@ -38,6 +38,7 @@ def options(data: Path) -> list[str]:
     return [*given.split(), "--log-every", "1", "--eval-every", "0", "--save-every", "4"]
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_running_out_of_memory(
     tmp_path: Path, plain_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

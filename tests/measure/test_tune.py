@@ -55,6 +55,7 @@ def test_a_trial_whose_process_dies_does_not_fit(
         best_of(tried)
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_is_reported_and_the_other_one_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,6 +308,7 @@ main()
 PLAIN_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS does not enforce RLIMIT_AS")
 def test_torch_shrinks_when_the_address_space_really_ends(tmp_path: Path, plain_data: Path) -> None:
     script = tmp_path / "limited.py"

@@ -107,6 +107,7 @@ def test_a_rank_that_would_train_something_else_is_named(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ranks_with_other_weights_are_named(backend_name: str, plain_data: Path, tmp_path: Path) -> None:
     runs = [tmp_path / "run", tmp_path / "stale"]
     for seed, run in enumerate(runs):

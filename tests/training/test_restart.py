@@ -227,6 +227,7 @@ def is_free(run: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_process_that_died_is_told_of_at_the_next_resume(
     tmp_path: Path, plain_data: Path, ending: dict[str, str]
 ) -> None:

@@ -249,6 +249,7 @@ def test_not_finite_values_are_left_out(tmp_path: Path) -> None:
     assert scalars(tmp_path / "run") == {"train/lr": [(1, 0.5)]}
 
 
+@pytest.mark.slow
 def test_a_run_trained_in_both_engines_is_followed_from_the_command_line(tmp_path: Path, plain_data: Path) -> None:
     pytest.importorskip("tensorboard")
     run = tmp_path / "run"
