@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +88,8 @@ def _open(run: Path, backend: str | None, device: DeviceChoice, page: str) -> No
 
 
 def _is_free(port: int) -> bool:
+    import socket
+
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 

@@ -154,6 +154,19 @@ def _found() -> tuple[dict[str, Engine], dict[str, str]]:
     return {engine.name: engine for engine in records}, broken
 
 
+@functools.cache
+def _own(name: str) -> Engine | None:
+    """The engine that twingpt itself brings under this name, without a look at whatever else is installed."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        entries = distribution("twingpt").entry_points.select(group=GROUP, name=name)
+        records = [entry.load() for entry in entries]
+    except (PackageNotFoundError, ImportError, AttributeError):
+        return None
+    return next((record for record in records if isinstance(record, Engine) and record.name == name), None)
+
+
 def engines() -> list[Engine]:
     """All of them, whether their framework is installed or not. Raises TwinGPTError if none is found."""
     records, _ = _found()
@@ -171,6 +184,8 @@ def find_engine(name: str) -> Engine:
 
     Raises UsageError for a name that is no engine, TwinGPTError for one whose record cannot be loaded.
     """
+    if (own := _own(name)) is not None:
+        return own
     for engine in engines():
         if name == engine.name or name in engine.aliases:
             return engine

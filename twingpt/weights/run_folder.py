@@ -12,7 +12,6 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.weights.checkpoint import CheckpointStore, find_checkpoint, read_progress
-from twingpt.weights.run_files import check_file
 
 if TYPE_CHECKING:
     from twingpt.data.library.contact_store import ContactStore
@@ -68,6 +67,7 @@ def open_contacts(run_dir: Path) -> ContactStore | None:
     another run's.
     """
     from twingpt.data.library.contact_store import ContactStore
+    from twingpt.weights.run_files import check_file
 
     path = run_dir / CONTACTS_FILE
     check_file(run_dir, CONTACTS_FILE)
@@ -80,6 +80,9 @@ def library_of(path: Path) -> Path:
     Raises TwinGPTError for a path that is none of them, for a run that never had a text, and for a folder in which the
     tokenizer or the library is another's.
     """
+    # A model writes without either of them, and sooner.
+    from twingpt.weights.run_files import check_file
+
     if not any((path / name).is_file() for name in (LIBRARY_FILE, CLEANED_FILE, "config.toml")):
         path = find_checkpoint(path).parent.parent
     _check_run(path)

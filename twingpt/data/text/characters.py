@@ -5,11 +5,11 @@ import unicodedata
 from collections.abc import Callable
 
 from twingpt.data.text.changes import Changes
-from twingpt.data.text.mojibake import repair_mojibake
 from twingpt.data.text.private_use import HALF_WIDTH_CLASS, KNOWN, KNOWN_CLASS, PRIVATE_CLASS, whole_jamo
-from twingpt.data.text.wrapped import join_wrapped
 
 MAX_LINE = 1000
+FEW_LINES = 10
+"""Of a text with fewer lines nobody can tell that it was broken at one width."""
 
 _BLANKS = "\t \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u3164"
 PICTOGRAPH = "\u2190-\u2bff\U0001f000-\U0001faff\ufe0f"
@@ -38,6 +38,8 @@ _MAYBE_ODD = re.compile(
     f"\ufeff\uffa0\ufff9-\ufffd{HALF_WIDTH_CLASS}{PRIVATE_CLASS}]"
 )
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# Neither ASCII nor Hangul: without such a character nothing was read in a wrong encoding.
+_FOREIGN = re.compile("[^\u0000-\u007f\u3131-\u318e가-힣]")
 _BLANK_RUN = re.compile(f"[{_BLANKS}]{{2,}}|[{_BLANKS.replace(' ', '')}]")
 _LONG_LINE = re.compile(rf"[^\n]{{{MAX_LINE + 1},}}")
 _SENTENCE_END = re.compile(r"[.!?。！？…]+[\"'”’)\]』」]*\s+|(?<=[가-힣](?:다|요|죠|음|함|임))\s+")
@@ -55,7 +57,12 @@ def clean_text(text: str, changes: Changes) -> str:
 
 
 def _cleaned_once(text: str, changes: Changes) -> str:
-    text = _replace_odd(_without_entities(repair_mojibake(text, changes), changes), changes)
+    # A prompt is cleaned as well, and seldom needs what takes a moment to import.
+    if _FOREIGN.search(text):
+        from twingpt.data.text.mojibake import repair_mojibake
+
+        text = repair_mojibake(text, changes)
+    text = _replace_odd(_without_entities(text, changes), changes)
     before = text
     text, number = _BLANK_RUN.subn(" ", text)
     if number:
@@ -63,8 +70,12 @@ def _cleaned_once(text: str, changes: Changes) -> str:
         _note(changes, "runs of blanks made one", before, _BLANK_RUN, " ")
     if not unicodedata.is_normalized("NFC", text):
         text = _composed(text, changes)
-    # Blanks at the ends of lines tell where words end, so they go after that.
-    text = join_wrapped(text, changes).replace(" \n", "\n").replace("\n ", "\n").strip(" ")
+    if text.count("\n") >= FEW_LINES:
+        from twingpt.data.text.wrapped import join_wrapped
+
+        # Blanks at the ends of lines tell where words end, so they go after that.
+        text = join_wrapped(text, changes)
+    text = text.replace(" \n", "\n").replace("\n ", "\n").strip(" ")
     text, number = re.subn(r"\n{3,}", "\n\n", text)
     if number:
         changes.count("runs of blank lines made one", number)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from twingpt.data.text.changes import Changes
+from twingpt.data.text.characters import FEW_LINES
 
 # In columns, of which a Hangul syllable has two; a list of short names, or of long sentences, is not wrapped.
 NARROWEST, WIDEST = 24, 120
-# So many lines that end within a sentence have to be there, and such a share of them has to be full.
-_LEAST_LINES = 10
+# Of the lines that end within a sentence such a share has to be full.
 _LEAST_SHARE = 0.75
 # Nothing but a link or a table stands out of such a text.
 _MOST_WITHIN = 0.95
@@ -63,7 +63,7 @@ def columns(text: str) -> int:
 def join_wrapped(text: str, changes: Changes) -> str:
     """A text that was broken at one width, with its paragraphs on one line each; any other text as it is."""
     lines = text.split("\n")
-    wrapping = _wrapping(lines) if len(lines) > _LEAST_LINES else None
+    wrapping = _wrapping(lines) if len(lines) > FEW_LINES else None
     if wrapping is None:
         return text
     joined = list(_joined(lines, wrapping))
@@ -97,7 +97,7 @@ def _wrapping(lines: list[str]) -> _Wrapping | None:
         for line, following in zip(lines[::step], lines[1::step], strict=False)
         if _goes_on(line, following) and not _ENDED.search(line)
     ]
-    if len(found) < _LEAST_LINES:
+    if len(found) < FEW_LINES:
         return None
     pairs = [(line.strip(" "), following.strip(" ")) for line, following in found]
     blanks = 10 * sum(line.endswith(" ") or following.startswith(" ") for line, following in found) > len(found)
