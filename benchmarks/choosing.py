@@ -29,7 +29,7 @@ from twingpt.core.backend import EngineConfig, create_backend
 from twingpt.data.library.build import LibraryDocument, build_library
 from twingpt.data.library.search import Library
 from twingpt.data.library.sentences import best_sentences, sentences
-from twingpt.data.tokens.template import BOS, DOC, END_DOC, END_QUESTION, QUESTION
+from twingpt.data.tokens.marks import BOS, DOC, END_DOC, END_QUESTION, QUESTION
 from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from twingpt.weights.checkpoint import load_checkpoint
 

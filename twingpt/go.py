@@ -23,7 +23,7 @@ from twingpt.data.prepare.stages import Report
 from twingpt.data.text import inputs, reading
 from twingpt.data.text.changes import Changes
 from twingpt.data.tokens.manifest import Manifest
-from twingpt.data.tokens.template import Template
+from twingpt.data.tokens.marks import Template
 from twingpt.measure.sizing import PRESET, Plan, affordable, plan_training
 from twingpt.training.config import CONFIG_FILE, RunConfig
 from twingpt.training.log import read_metrics

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from twingpt.backends.mlx.linux_cpu import blas, exponentials, ops
 from twingpt.backends.mlx.linux_cpu.parts import Parts
 from twingpt.core.backend import EngineConfig, create_backend
+from twingpt.core.engine_settings import OptimizerName
 from twingpt.core.init import initial_weights
-from twingpt.core.params import OptimizerName
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 

@@ -25,8 +25,8 @@ from twingpt.data.prepare.stages import STATE_FOLDER, Workspace
 from twingpt.data.text import characters, clean
 from twingpt.data.text.corpus import Documents
 from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.marks import SPECIAL_TOKENS
 from twingpt.data.tokens.pack import read_samples
-from twingpt.data.tokens.template import SPECIAL_TOKENS
 from twingpt.data.tokens.tokenizer import Tokenizer
 
 PLAIN = PrepareSettings(template="plain", vocab_size=600, block_size=64)

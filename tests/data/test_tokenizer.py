@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.data.tokens import tokenizer as tokenizer_module
-from twingpt.data.tokens.template import SPECIAL_TOKENS, Sample, Segment, prompt_segments, sample_segments
+from twingpt.data.tokens.marks import SPECIAL_TOKENS
+from twingpt.data.tokens.template import Sample, Segment, prompt_segments, sample_segments
 from twingpt.data.tokens.tokenizer import Tokenizer, choose_vocab_size, train_tokenizer
 
 TEXTS = [

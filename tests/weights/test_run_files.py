@@ -16,7 +16,7 @@ from twingpt.data.files import CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, SAMPLE
 from twingpt.data.library.identity import content_of_library
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 from twingpt.data.tokens import custody
-from twingpt.data.tokens.template import Template
+from twingpt.data.tokens.marks import Template
 from twingpt.generation.model import load
 from twingpt.serve.service import open_service
 from twingpt.training.config import CONFIG_FILE

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, State
+from twingpt.core.engine_settings import OptimizerName
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, update_scale
-from twingpt.core.params import OptimizerName, parameter_table
+from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import ADAMW_COUNT, ADAMW_M, ADAMW_V, MODEL, MUON_COUNT, MUON_MOMENTUM, initial_state
 

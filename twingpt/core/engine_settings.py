@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from twingpt.core.params import OptimizerName
 from twingpt.core.setting import LARGEST_SEED, check_bounds, setting
 from twingpt.core.spec import check_types
 
 DeviceChoice = Literal["auto", "gpu", "cpu"]
 Precision = Literal["float32", "bfloat16"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from twingpt.core.engine_settings import OptimizerName
 from twingpt.core.spec import GPTSpec
-
-OptimizerName = Literal["adamw", "muon"]
 
 TOKEN_EMBEDDING = "tok_emb.weight"
 POSITION_EMBEDDING = "pos_emb.weight"

@@ -5,9 +5,10 @@ import math
 import numpy as np
 
 from twingpt.core.backend import State
+from twingpt.core.engine_settings import OptimizerName
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import initial_weights
-from twingpt.core.params import OptimizerName, parameter_table
+from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 
 MODEL = "model/"

@@ -21,7 +21,7 @@ from twingpt.data.samples.summary import (
     SUMMARY_HEAD,
     TODO_HEAD,
 )
-from twingpt.data.tokens.template import END_ANSWER
+from twingpt.data.tokens.marks import END_ANSWER
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.answer_sections import SECTION_HEADS
 from twingpt.generation.grammar import UNFORCED, ByteTokens, Matcher, only

@@ -8,7 +8,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from twingpt.core.errors import GrammarError
-from twingpt.data.tokens.template import END_ANSWER, SPECIAL_TOKENS
+from twingpt.data.tokens.marks import END_ANSWER, SPECIAL_TOKENS
 from twingpt.data.tokens.tokenizer import Tokenizer
 
 # What it says of a mistake goes into an error of ours, in one line, and not to standard error.

@@ -14,7 +14,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from twingpt.core.errors import GrammarError
-from twingpt.data.tokens.template import END_ANSWER
+from twingpt.data.tokens.marks import END_ANSWER
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.grammar import UNFORCED, ByteTokens, Matcher, only
 from twingpt.generation.shortest_end import FARTHEST, ShortestEnd

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.files import CONTACTS_FILE
-from twingpt.data.tokens.template import END_ANSWER, END_SUMMARY, EOS
+from twingpt.data.tokens.marks import END_ANSWER, END_SUMMARY, EOS
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Batcher, FinishReason, Request
 from twingpt.generation.pieces import Piece, TextWriter

@@ -10,7 +10,7 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import TOKENIZER_FILE
-from twingpt.data.tokens.template import (
+from twingpt.data.tokens.marks import (
     ANSWER,
     BOS,
     END_ANSWER,

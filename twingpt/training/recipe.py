@@ -4,9 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TypedDict
 
-from twingpt.core.engine_settings import DeviceChoice, EngineConfig, EngineSettings, Precision
+from twingpt.core.engine_settings import DeviceChoice, EngineConfig, EngineSettings, OptimizerName, Precision
 from twingpt.core.errors import UsageError
-from twingpt.core.params import OptimizerName
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.setting import setting
 

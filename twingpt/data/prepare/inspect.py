@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.tokens.manifest import Manifest, Split
-from twingpt.data.tokens.template import SPECIAL_TOKENS
+from twingpt.data.tokens.marks import SPECIAL_TOKENS
 from twingpt.data.tokens.tokenizer import Tokenizer
 
 _HANGUL_FIRST, _HANGUL_LAST = 0xAC00, 0xD7A3

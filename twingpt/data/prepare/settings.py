@@ -8,7 +8,7 @@ from typing import Literal
 from twingpt.core.errors import UsageError
 from twingpt.core.setting import LARGEST_SEED, check_bounds, setting
 from twingpt.data.files import REPORT_FILE
-from twingpt.data.tokens.template import MIN_VOCAB_SIZE, Template
+from twingpt.data.tokens.marks import MIN_VOCAB_SIZE, Template
 
 DEFAULT_COUNTRY = "PH"
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.text.corpus import Documents, Table
 from twingpt.data.tokens.manifest import Manifest, Split
-from twingpt.data.tokens.template import SPECIAL_TOKENS, Sample, Segment, sample_segments
+from twingpt.data.tokens.marks import SPECIAL_TOKENS
+from twingpt.data.tokens.template import Sample, Segment, sample_segments
 from twingpt.data.tokens.tokenizer import Tokenizer
 
 BATCH_BYTES = 4 << 20

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError, UsageError
-from twingpt.data.tokens.template import BOS, EOS, MIN_VOCAB_SIZE, PAD, SPECIAL_TOKENS, Segment
+from twingpt.data.tokens.marks import BOS, EOS, MIN_VOCAB_SIZE, PAD, SPECIAL_TOKENS
+from twingpt.data.tokens.template import Segment
 
 LEAST_CHOSEN, LARGEST_CHOSEN = 1_000, 16_000
 ENOUGH_BYTES = 10_000_000
