@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twingpt.commands.data_tables import progress_bars, show_inspection, show_summary
 from twingpt.commands.options import Json, with_settings
 from twingpt.console import print_json
 from twingpt.data.prepare.settings import PrepareSettings
@@ -128,6 +127,8 @@ def inspect_command(
     if as_json:
         print_json(dataclasses.asdict(inspection))
     else:
+        from twingpt.commands.data_tables import show_inspection
+
         show_inspection(inspection)
 
 
@@ -139,6 +140,7 @@ def _run(
     workers: int | None,
     as_json: bool,
 ) -> None:
+    from twingpt.commands.data_tables import progress_bars, show_summary
     from twingpt.data.prepare.pipeline import prepare as run
 
     watcher = progress_bars()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from twingpt.commands.options import AnyBackend, Device, Json, Run
-from twingpt.commands.tables import print_columns, print_table
 from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
 
@@ -231,6 +230,8 @@ def evaluate(
         how = {"temperature": temperature, "seed": seed, "format": form, "fill_contacts": fill_contacts}
         print_json(shown if not answered else {**shown, "answers": {**how, **found}})
     else:
+        from twingpt.commands.tables import print_columns, print_table
+
         print_table("evaluation", shown)
         if found:
             print_columns("answers about validation documents", found)

@@ -1,7 +1,6 @@
 """The command `go`."""
 
 import contextlib
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +67,8 @@ def go(
     except KeyboardInterrupt:
         console.print("interrupted: the same command goes on from here", markup=False)
         raise typer.Exit(130) from None
+    import shlex
+
     page = f"twingpt serve {shlex.quote(str(journey.run))}"
     if open_page and sys.stdin.isatty() and sys.stdout.isatty():
         _open(journey.run, backend, device, page)
