@@ -122,6 +122,11 @@ def test_what_the_text_does_not_say_is_told(library: Library) -> None:
     assert sum(not ask_library(library, question).found for question in asked) >= 35
 
 
+def test_a_line_of_the_checklist_does_not_say_its_groups_name_again(library: Library) -> None:
+    lines = ask_library(library, "관광비자 연장은 어떻게 하나요?").sections["체크리스트"]
+    assert "  - 여권 원본, 여권 사본 2장, 사진 2장, 신청서, 현금, 검은색 볼펜. [1]" in lines
+
+
 def test_units_are_what_their_marks_say() -> None:
     passage = "준비물\n- 사진 2장\n대사관 TEL: +63 2 8555 0123\n먼저 신고합니다. 그다음 전화합니다."
     assert [(unit.role, unit.text) for unit in read_units(passage)] == [

@@ -12,7 +12,7 @@ from twingpt.data.files import LIBRARY_FILE
 from twingpt.data.library.build import build_library, split_document
 from twingpt.data.library.search import NEAR, Library, Passage
 from twingpt.data.library.sentences import FoundSentence, best_sentences, sentences
-from twingpt.data.samples.summary import Group, group_of
+from twingpt.data.samples.summary import OWN_LABEL, Group, group_of
 from twingpt.data.text.characters import cleaned
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
 
@@ -117,7 +117,9 @@ def _checklist(units: Sequence[Unit]) -> list[str]:
     lines: list[str] = []
     for group, name in _GROUP_NAMES.items():
         chosen = grouped.get(group, [])[:GROUP_SENTENCES]
-        lines += [f"- {name}:", *(f"  {_line(unit.plain, 1)}" for unit in chosen)] if chosen else []
+        # Under its own name a line need not say it again: "준비물: 여권".
+        said = [OWN_LABEL[group].sub("", unit.plain) for unit in chosen]
+        lines += [f"- {name}:", *(f"  {_line(text, 1)}" for text in said)] if said else []
     return lines
 
 

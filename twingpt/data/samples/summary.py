@@ -56,7 +56,7 @@ _TODO = re.compile(
     r"|[가-힣](?:는다|쓴다|낸다|간다|본다|고른다|보낸다|둔다|한다|연다|올린다)[.]$"
 )
 _LEAD_LABEL = re.compile(r"^(?:준비물|주의(?:사항|할 점)?|해야 할 일|할 일|준비|서류|금지|확인)\s?[:：]\s*(?=\S)")
-_OWN_LABEL: dict[Group, re.Pattern[str]] = {
+OWN_LABEL: dict[Group, re.Pattern[str]] = {
     "bring": re.compile(r"^준비물\s?[:：]\s*(?=\S)"),
     "caution": re.compile(r"^주의(?:사항)?\s?[:：]\s*(?=\S)"),
     "todo": re.compile(r"^(?:해야 )?할 일\s?[:：]\s*(?=\S)"),
@@ -162,7 +162,7 @@ class SampleAnswer:
         if not self.summary:
             lines = [f"{SUMMARY_HEAD} {ABSENT}"]
         checklist = [
-            f"{head} {_flow(self.checklist[group], _OWN_LABEL[group])}"
+            f"{head} {_flow(self.checklist[group], OWN_LABEL[group])}"
             for group, head in _GROUP_HEADS
             if self.checklist.get(group)
         ]
