@@ -46,6 +46,7 @@ async function fromText(page) {
   seen.sections = await page.evaluate(() => [...document.querySelectorAll(".section")].map((head) => head.textContent));
   await page.click(".cite");
   await page.waitForSelector("mark.cited");
+  seen.file = await page.textContent(".source .file");
   seen.cited = await page.evaluate(() => document.querySelector("mark.cited").textContent);
   seen.firstLine = await page.evaluate(() => document.querySelector(".lines li").firstChild.textContent);
   await page.waitForTimeout(700);

@@ -90,6 +90,7 @@ def check(seen: dict[str, Any], url: str) -> None:
     assert seen["mode"] == "find" and len(seen["examples"]) == 4
     assert seen["sections"] == ["요약", "체크리스트", "연락처", "상세 설명", "출처"]
     assert seen["cited"] == seen["firstLine"].strip()
+    assert seen["file"].endswith("ph_life_ko.txt")
     assert seen["notFound"] == "글에서 찾지 못했습니다."
     # The answer was seen to grow, and ended as it grew.
     assert len(seen["lengths"]) > 5

@@ -63,7 +63,9 @@ function sourceList(extra) {
     const title = source.title || source.passage.split("\n")[0];
     const passage = element("blockquote", source.passage);
     passage.lang = "ko";
-    box.append(element("summary", `[${source.number}] ${title}`), passage);
+    const summary = element("summary", `[${source.number}] ${title}`);
+    if (source.file) summary.append(" ", element("span", source.file, "file"));
+    box.append(summary, passage);
     list.append(box);
     places.set(source.number, { box, passage, text: source.passage });
   }
