@@ -48,9 +48,7 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
     cited = sorted({0, *(sentence.passage for sentence in summary), *_same_document(found)})
     numbers = {passage: number for number, passage in enumerate(cited, 1)}
     units = list(read_units(found[0].text))
-    sources = [
-        Source(numbers[i], found[i].title, found[i].file, found[i].text, round(found[i].score, 3)) for i in cited
-    ]
+    sources = [_source(found[i], numbers[i]) for i in cited]
     contacts = list(contact_section(library, [found[i] for i in cited], sources))
     sections = {
         "요약": [_line(sentence.text, numbers[sentence.passage]) for sentence in summary],
