@@ -105,13 +105,9 @@ def _says_something(sentence: str) -> bool:
 def _checklist(units: Sequence[Unit]) -> list[str]:
     """What the best passage, whose number is 1, tells to do, to bring and to avoid, under these groups."""
     grouped: dict[Group, list[Unit]] = {}
-    heading = ""
-    for unit in units:
-        group = group_of(unit, heading)
+    for unit, group in zip(units, _groups(units), strict=True):
         if group is not None:
             grouped.setdefault(group, []).append(unit)
-        if unit.role == "heading":
-            heading = unit.text
     lines: list[str] = []
     for group, name in _GROUP_NAMES.items():
         chosen = grouped.get(group, [])[:GROUP_SENTENCES]
@@ -121,13 +117,24 @@ def _checklist(units: Sequence[Unit]) -> list[str]:
     return lines
 
 
+def _groups(units: Sequence[Unit]) -> list[Group | None]:
+    """Which group of the checklist each unit belongs to, under the heading before it."""
+    found: list[Group | None] = []
+    heading = ""
+    for unit in units:
+        found.append(group_of(unit, heading))
+        if unit.role == "heading":
+            heading = unit.text
+    return found
+
+
 def _detail(units: Sequence[Unit], summary: Sequence[FoundSentence]) -> list[str]:
     """What else the best passage says, in its order: neither told in the summary nor part of the checklist."""
     told = {BULLET.sub("", sentence.text) for sentence in summary if sentence.passage == 0}
     rest = [
         unit
-        for unit in units
-        if unit.role in ("sentence", "item") and unit.plain not in told and group_of(unit, "") is None
+        for unit, group in zip(units, _groups(units), strict=True)
+        if unit.role in ("sentence", "item") and unit.plain not in told and group is None
     ]
     return [_line(unit.plain, 1) for unit in rest[:DETAIL_SENTENCES]]
 
