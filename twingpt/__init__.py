@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from twingpt.answers.answer import Answer
     from twingpt.core.backend import DeviceChoice
-    from twingpt.data.tokens.arrays import Tokens
+    from twingpt.data.tokens.windows import Tokens
     from twingpt.generation.model import Model
     from twingpt.training.recipe import TrainSettings
     from twingpt.training.run import Data, TrainingRun

@@ -7,6 +7,8 @@ import pytest
 
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.world import Alone
+from twingpt.training.config import RunConfig
+from twingpt.training.log import StepReport
 from twingpt.training.session import TrainRequest, check, open_run, open_session, resolve
 from twingpt.training.trainer import DROPOUT_STREAM
 from twingpt.weights.checkpoint import CheckpointStore, read_checkpoint, write_checkpoint
@@ -92,3 +94,32 @@ def test_batches_shuffled_otherwise_are_refused(tmp_path: Path, plain_data: Path
         trained(tmp_path, plain_data, 3, resume=True)
     with_fingerprint(tmp_path, "order of batches", None)
     assert trained(tmp_path, plain_data, 3, resume=True) == []
+
+
+def test_epochs_become_steps_and_go_on_as_such(plain_data: Path, tmp_path: Path) -> None:
+    wanted = request(tmp_path / "run", plain_data, epochs=2.0, eval_epochs=0.5, batch_size=4)
+    resolved = resolve(wanted)
+    an_epoch = resolved.data.windows(SMALL["block_size"]) / 4  # type: ignore[arg-type]
+    train = resolved.config.train
+    assert train.steps == round(2 * an_epoch) and train.eval_every == round(an_epoch / 2)
+    with pytest.raises(UsageError, match="--steps and --epochs say the same thing"):
+        resolve(request(tmp_path / "run", plain_data, epochs=2.0, steps=3))
+    # Steps that are given undo the epochs that a file names.
+    (tmp_path / "named.toml").write_text("[train]\nepochs = 5.0\n")
+    named = dataclasses.replace(request(tmp_path / "run", plain_data, steps=3), config_file=tmp_path / "named.toml")
+    assert resolve(named).config.train.steps == 3
+    report = next(report for report in open_session(dataclasses.replace(wanted, backend="reference")).trainer.run())
+    assert isinstance(report, StepReport)
+    assert report.epoch == pytest.approx(1 / an_epoch, rel=0.1)
+
+
+def test_a_run_of_older_windows_goes_on_with_them(plain_data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trained(run, plain_data, 2)
+    config = run / "config.toml"
+    assert 'cut = "anew"\n' in config.read_text()
+    with pytest.raises(TwinGPTError, match="other order of batches"):
+        open_session(dataclasses.replace(request(run, plain_data, cut="fixed"), resume=True, preset=None, model={}))
+    # What a run of before has no word of was fixed.
+    config.write_text(config.read_text().replace('cut = "anew"\n', ""))
+    assert RunConfig.load(run).train.cut == "fixed"

@@ -15,6 +15,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from twingpt.core.counter import mixed
 from twingpt.core.spec import GPTSpec
 
 STREAM = "1"
@@ -30,8 +31,8 @@ def keys(spec: GPTSpec, seed: int, step: int, sequences: NDArray[np.int64]) -> W
     attention writes and one for what the MLP writes (`of_layer`).
     """
     places = np.arange(1 + spec.n_layer * (spec.n_head + 2), dtype=np.uint64)
-    place = _mixed(_mixed(np.array([seed], dtype=np.uint64)) + np.uint64(step))
-    return _odd(_mixed(_mixed(place + sequences.astype(np.uint64))[:, None] + places))
+    place = mixed(mixed(np.array([seed], dtype=np.uint64)) + np.uint64(step))
+    return _odd(mixed(mixed(place + sequences.astype(np.uint64))[:, None] + places))
 
 
 def of_layer(n_head: int, layer: int) -> slice:
@@ -44,20 +45,12 @@ def of_layer(n_head: int, layer: int) -> slice:
 def table(spec: GPTSpec) -> Words:
     """Random odd numbers [n], enough for a mask of [T, T] or [T, n_embd]; a larger table begins with a smaller one."""
     size = spec.block_size * max(spec.block_size, spec.n_embd)
-    return _odd(_mixed(np.arange(size, dtype=np.uint64)))
+    return _odd(mixed(np.arange(size, dtype=np.uint64)))
 
 
 def threshold(probability: float) -> int:
     """A product below this one drops out."""
     return min(round(probability * 2**32), 2**32 - 1)
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Random bits of counters: the output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), pinned here."""
-    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _odd(x: NDArray[np.uint64]) -> Words:

@@ -48,9 +48,11 @@ class RunConfig:
         """Raises TwinGPTError if RUN/config.toml is missing, UsageError if a setting in it cannot be meant."""
         content = read_toml(run_dir / CONFIG_FILE)
         check_sections(content, run_dir / CONFIG_FILE)
+        # A run that says nothing of it was begun before there was anything to choose.
+        train = {"cut": "fixed", **content.get("train", {})}
         return cls(
             model=GPTSpec.from_dict(content.get("model", {})),
-            train=build(TrainConfig, content.get("train", {}), "train"),
+            train=build(TrainConfig, train, "train"),
             data=content.get("data", ""),
             contacts=content.get("contacts", "keep"),
         )

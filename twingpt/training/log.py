@@ -27,7 +27,8 @@ class StepReport:
 
     loss: nats a counted token over all of them; grad_norm: of the last one, before clipping;
     tokens_per_second: tokens that went through the model, padding included, evaluations and saves left out.
-    memory: peak bytes on the device, or of the process on the CPU. partial: the run stops before its next line, in
+    memory: peak bytes on the device, or of the process on the CPU. epoch: passes over the text so far.
+    partial: the run stops before its next line, in
     which these updates will be told again, with those that follow.
     """
 
@@ -40,6 +41,7 @@ class StepReport:
     samples: int
     tokens: int
     memory: int
+    epoch: float
     partial: bool = False
 
     def metrics(self) -> dict[str, Any]:
@@ -240,7 +242,7 @@ class TrainDisplay:
             yield report
 
     def _step(self, report: StepReport) -> None:
-        text = f"loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tokens/s"
+        text = f"epoch {report.epoch:.2f}  loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tokens/s"
         if report.skipped:
             text += f"  {report.skipped} skipped"
         self._progress.update(self._task, completed=report.step, description=text)

@@ -2,15 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Self, TypedDict
 
 from twingpt.core.engine_settings import DeviceChoice, EngineConfig, EngineSettings, OptimizerName, Precision
 from twingpt.core.errors import UsageError
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.setting import setting
+from twingpt.data.tokens.cut import Cut
 
 LARGEST_COUNT = 10**12
 """Of steps: more than anybody trains, and few enough that every figure made from them is one."""
+LARGEST_EPOCHS = 10.0**6
 LARGEST_BATCH = 2**20
 """Sequences: of a batch of which the windows alone would fill a machine."""
 
@@ -23,6 +25,10 @@ class TrainConfig(EngineSettings):
     """
 
     steps: int = setting(20_000, "Updates in all; defines the schedule.", least=1, most=LARGEST_COUNT)
+    epochs: float = setting(
+        0.0, "Passes over the text, in place of --steps. 0: as many as --steps makes.", least=0, most=LARGEST_EPOCHS
+    )
+    cut: Cut = setting("anew", "What each epoch has anew: documents and window borders (anew), or their order (fixed).")
     batch_size: int = setting(16, "Sequences an update.", least=1, most=LARGEST_BATCH)
     micro_batch: int = setting(
         0, "Sequences at a time; divides --batch-size. 0: what fits into memory.", least=0, most=LARGEST_BATCH
@@ -33,6 +39,9 @@ class TrainConfig(EngineSettings):
     warmup_steps: int = setting(0, "Updates of linear warm-up.", least=0, most=LARGEST_COUNT)
     decay_fraction: float = setting(0.2, "Share of the steps over which wsd falls.", least=0, most=1)
     eval_every: int = setting(500, "Steps between evaluations. 0: only at the end.", least=0, most=LARGEST_COUNT)
+    eval_epochs: float = setting(
+        0.0, "Epochs between evaluations, in place of --eval-every. 0: as that says.", least=0, most=LARGEST_EPOCHS
+    )
     save_every: int = setting(500, "Steps between checkpoints. 0: only at the end.", least=0, most=LARGEST_COUNT)
     log_every: int = setting(10, "Steps a line of metrics.", least=1, most=LARGEST_COUNT)
     eval_windows: int = setting(
@@ -65,6 +74,13 @@ class TrainConfig(EngineSettings):
             decay_fraction=self.decay_fraction,
         )
 
+    def in_steps(self, windows: int) -> Self:
+        """These settings with `steps` and `eval_every` as the epochs say, of so many windows each."""
+        an_epoch = windows / self.batch_size
+        steps = max(1, round(self.epochs * an_epoch)) if self.epochs else self.steps
+        eval_every = max(1, round(self.eval_epochs * an_epoch)) if self.eval_epochs else self.eval_every
+        return dataclasses.replace(self, steps=steps, eval_every=eval_every)
+
     def engine(self, device: DeviceChoice) -> EngineConfig:
         shared = [field.name for field in dataclasses.fields(EngineSettings)]
         return EngineConfig(device=device, **{name: getattr(self, name) for name in shared})
@@ -86,6 +102,8 @@ class TrainSettings(TypedDict, total=False):
     activation_checkpointing: bool
     seed: int
     steps: int
+    epochs: float
+    cut: Cut
     batch_size: int
     micro_batch: int
     learning_rate: float
@@ -94,6 +112,7 @@ class TrainSettings(TypedDict, total=False):
     warmup_steps: int
     decay_fraction: float
     eval_every: int
+    eval_epochs: float
     save_every: int
     log_every: int
     eval_windows: int

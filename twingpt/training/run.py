@@ -11,7 +11,8 @@ from typing import Self
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import UsageError
 from twingpt.core.world import launched_for
-from twingpt.data.tokens.arrays import TokenArrays, Tokens
+from twingpt.data.tokens.arrays import TokenArrays
+from twingpt.data.tokens.windows import Tokens
 from twingpt.training.config import RunConfig
 from twingpt.training.log import EvalReport, MicroBatchReport, Report
 from twingpt.training.record import record_session

@@ -16,7 +16,8 @@ from twingpt.core.spec import GPTSpec, build
 from twingpt.core.world import Alone, World, launched_for
 from twingpt.data.files import ARRAYS
 from twingpt.data.tokens.arrays import TokenArrays
-from twingpt.data.tokens.batches import BatchSource, order_stream
+from twingpt.data.tokens.batches import BatchSource
+from twingpt.data.tokens.windows import STREAM, fixed_stream
 from twingpt.training.config import CONFIG_FILE, RunConfig, TrainConfig, make_config, named_settings
 from twingpt.training.estimate import GIB, LESS_MEMORY, USABLE, MemoryPlan, plan_memory, smaller_micro_batch
 from twingpt.training.guards import check_disk
@@ -139,9 +140,10 @@ def resolve(request: TrainRequest) -> Resolved:
     checkpoint, notes = _find_checkpoint(request)
     data = _data(request)
     config, more = _config(request, data, checkpoint)
+    order = STREAM if config.train.cut == "anew" else fixed_stream()
     # The seed decides the data order and dropout, if the numbers are drawn from it in the same way: another one would
     # be another run.
-    fingerprint = {**data.fingerprint(), "seed": str(config.train.seed), "order of batches": order_stream()}
+    fingerprint = {**data.fingerprint(), "seed": str(config.train.seed), "order of batches": order}
     fingerprint[DROPOUT_STREAM] = dropout.STREAM
     more += _dropout_notes(config, checkpoint)
     return Resolved(config, data, checkpoint, fingerprint, notes + more)
@@ -155,7 +157,7 @@ def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callabl
     config = resolved.config
     if resolved.checkpoint is not None:
         check_resumable(config, resolved.fingerprint, resolved.checkpoint)
-    train, val = resolved.data.batches(config.model.block_size, config.train.seed)
+    train, val = resolved.data.batches(config.model.block_size, config.train.seed, config.train.cut)
     startup_check(request.backend, config.model, config.train.engine(request.device))
     beat()
     memory, halved = _plan_memory(request, config, local_batch(config.train.batch_size, world), beat)
@@ -306,15 +308,17 @@ def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None)
         own, notes = data.model_settings({**named, **request.model})
         model = {**own, **request.model}
         config = make_config(
-            preset=preset, config_file=request.config_file, model=model, train=request.train, data=data.name
+            preset=preset, config_file=request.config_file, model=model, train=_train(request), data=data.name
         )
+        config = _in_steps(config, data)
     else:
         stored = RunConfig.load(request.run_dir)
         config = RunConfig(
             model=build(GPTSpec, {**stored.model.to_dict(), **request.model}, "model"),
-            train=build(TrainConfig, {**dataclasses.asdict(stored.train), **request.train}, "train"),
+            train=build(TrainConfig, {**dataclasses.asdict(stored.train), **_train(request)}, "train"),
             data=data.name,
         )
+        config = _in_steps(config, data)
         _check_named(request, config)
         notes = _schedule_notes(stored.train, config.train, checkpoint)
         if not is_recorded(request.run_dir, CONFIG_FILE):
@@ -323,6 +327,23 @@ def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None)
             )
     data.check_model(config.model)
     return dataclasses.replace(config, contacts=data.contacts), notes
+
+
+def _train(request: TrainRequest) -> dict[str, Any]:
+    """The settings of the training that were given: steps undo epochs that a file names. Raises UsageError for both."""
+    given = dict(request.train)
+    for steps, epochs in (("steps", "epochs"), ("eval_every", "eval_epochs")):
+        if given.get(epochs) and steps in given:
+            names = [f"--{name.replace('_', '-')}" for name in (steps, epochs)]
+            raise UsageError(f"{names[0]} and {names[1]} say the same thing: give one of them")
+        if steps in given:
+            given[epochs] = 0.0
+    return given
+
+
+def _in_steps(config: RunConfig, data: RunData) -> RunConfig:
+    windows = data.windows(config.model.block_size)
+    return dataclasses.replace(config, train=config.train.in_steps(windows)) if windows else config
 
 
 def _check_named(request: TrainRequest, config: RunConfig) -> None:

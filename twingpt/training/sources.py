@@ -17,9 +17,11 @@ from twingpt.data.files import ARRAYS, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE
 from twingpt.data.prepare.settings import Contacts, contacts_of
 from twingpt.data.tokens.arrays import ArrayBatches, TokenArrays
 from twingpt.data.tokens.batches import Batches, BatchSource
+from twingpt.data.tokens.cut import Cut
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.data.tokens.windows import Grid
 from twingpt.generation.model import Model
 from twingpt.training.config import CONFIG_FILE, TrainConfig
 from twingpt.weights.run_files import check_file, copy_whole, has_record, record_files
@@ -51,8 +53,11 @@ class RunData(Protocol):
     def check_model(self, spec: GPTSpec) -> None:
         """Raises UsageError if the model's vocabulary is not that of the data."""
 
-    def batches(self, block_size: int, seed: int) -> tuple[BatchSource, BatchSource]:
+    def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         """Those to train on, and those to validate with. Raises TwinGPTError if the data are too short for them."""
+
+    def windows(self, block_size: int) -> int:
+        """Windows an epoch."""
 
     def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
         """Bytes of text that each token stands for."""
@@ -117,11 +122,16 @@ class DataFolder:
         if spec.vocab_size != size:
             raise UsageError(f"model.vocab_size = {spec.vocab_size}, but the tokenizer in {self.folder} has {size}")
 
-    def batches(self, block_size: int, seed: int) -> tuple[BatchSource, BatchSource]:
-        train = Batches(self.folder, self.manifest, "train", block_size, seed)
+    def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
+        bos_id = self.tokenizer.bos_id
+        train = Batches(self.folder, self.manifest, "train", block_size, seed, cut=cut, bos_id=bos_id)
         # A single document cannot be divided, and a training without any validation would not show that it diverges.
         held_out: Literal["train", "val"] = "val" if self.manifest.val.tokens else "train"
         return train, Batches(self.folder, self.manifest, held_out, block_size)
+
+    def windows(self, block_size: int) -> int:
+        stride = block_size + (self.manifest.layout == "rows")
+        return Grid(self.manifest.train.tokens, block_size, stride).count
 
     def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
         return self.tokenizer.token_bytes()
@@ -200,9 +210,12 @@ class DataArrays:
             )
         self.arrays.bytes_of(spec.vocab_size)
 
-    def batches(self, block_size: int, seed: int) -> tuple[BatchSource, BatchSource]:
-        train = ArrayBatches(self.arrays.train, block_size, seed, least=block_size + 1)
+    def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
+        train = ArrayBatches(self.arrays.train, block_size, seed, least=block_size + 1, cut=cut)
         return train, ArrayBatches(self.arrays.val, block_size)
+
+    def windows(self, block_size: int) -> int:
+        return Grid(len(self.arrays.train), block_size, block_size).count
 
     def token_bytes(self, vocab_size: int) -> NDArray[np.int32]:
         return self.arrays.bytes_of(vocab_size)

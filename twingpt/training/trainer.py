@@ -339,6 +339,7 @@ class Trainer:
             grad_norm=norms[-1],
             tokens_per_second=self._clock.rate(),
             skipped=applied.count(False),
+            epoch=self._progress.samples / self._train.per_epoch,
             samples=self._progress.samples,
             tokens=self._progress.tokens,
             memory=self._backend.memory()[1],

@@ -3,18 +3,14 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import UsageError
-from twingpt.data.tokens.batches import NOT_COUNTED, Batch, Order, evenly
-
-Tokens = NDArray[np.integer[Any]]
-
-CHUNK = 1 << 22
-"""Tokens that are looked at together: an array may be a file of many gigabytes that is mapped into memory."""
+from twingpt.data.tokens.batches import Batch, evenly, taken
+from twingpt.data.tokens.cut import Cut
+from twingpt.data.tokens.windows import CHUNK, FixedWindows, Grid, StreamWindows, Tokens, Windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,40 +67,42 @@ class TokenArrays:
 
 
 class ArrayBatches:
-    """The windows of one array, in the order of `Batches`: a pure function of (seed, position).
+    """The windows of one array, cut as `Batches` cuts a stream: a pure function of (seed, position).
 
     Each is block_size tokens and what follows them; the last one is shorter and filled up, so that no token is left
     out. Raises UsageError if the tokens are too few for block_size.
     """
 
-    def __init__(self, tokens: Tokens, block_size: int, seed: int = 0, *, least: int = 2) -> None:
+    def __init__(self, tokens: Tokens, block_size: int, seed: int = 0, *, least: int = 2, cut: Cut = "fixed") -> None:
         """least: tokens below which there is nothing to learn from."""
         if len(tokens) < least:
             raise UsageError(
                 f"an array holds {len(tokens):,} tokens, fewer than one window of block_size {block_size}: "
                 "use more tokens or a smaller block_size"
             )
-        self._tokens, self._block_size = tokens, block_size
-        self._count = -(-(len(tokens) - 1) // block_size)
-        self._order = Order(self._count, seed)
+        self._tokens = tokens
+        self._grid = Grid(len(tokens), block_size, block_size)
+        # Nobody here knows where a document begins: the stream is cut as one.
+        begins = np.zeros(1, dtype=np.int64)
+        self._run: Windows = (
+            FixedWindows(self._grid, seed) if cut == "fixed" else StreamWindows(begins, len(tokens), block_size, seed)
+        )
+
+    @property
+    def per_epoch(self) -> int:
+        return self._grid.count
 
     def batch(self, position: int, count: int) -> Batch:
         """(inputs, targets) int32 [count, T] of the windows position .. position + count since the run's start."""
-        return self.gather(self._order.windows(position, count))
+        return taken(self._tokens, self._run.places(position, count), pad_id=None)
 
     def gather(self, windows: list[int]) -> Batch:
         """(inputs, targets) of the windows with these numbers in the array."""
-        inputs = np.zeros((len(windows), self._block_size), dtype=np.int32)
-        targets = np.full((len(windows), self._block_size), NOT_COUNTED, dtype=np.int32)
-        for row, window in enumerate(windows):
-            start = window * self._block_size
-            tokens = self._tokens[start : start + self._block_size + 1].astype(np.int32)
-            inputs[row, : len(tokens) - 1], targets[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
-        return inputs, targets
+        return taken(self._tokens, self._grid.places(np.asarray(windows, dtype=np.int64)), pad_id=None)
 
     def spread(self, limit: int) -> list[int]:
         """Up to `limit` window numbers spread evenly over the array; all of them for 0."""
-        return evenly(self._count, limit)
+        return evenly(self._grid.count, limit)
 
 
 def _chunks(array: Tokens) -> Iterator[Tokens]:
