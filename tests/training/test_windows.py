@@ -34,7 +34,7 @@ def rows(count: int = 50) -> NDArray[np.int64]:
     for _ in range(count):
         row: list[int] = []
         while len(row) < BLOCK - 2:
-            row += [BOS, *draw.integers(5, 900, min(draw.integers(2, 7), BLOCK - len(row)))]
+            row += [BOS, *draw.integers(5, 900, min(int(draw.integers(2, 7)), BLOCK - len(row)))]
         tokens += row + [PAD] * (BLOCK + 1 - len(row))
     return np.array(tokens)
 

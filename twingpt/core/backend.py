@@ -90,8 +90,8 @@ class Backend(Protocol):
     def free(self, cache: Any, slot: int) -> None:
         """Empty a slot."""
 
-    def export_state(self) -> State:
-        """Weights and optimizer state, copied to NumPy."""
+    def export_state(self, *, optimizer: bool = True) -> State:
+        """Weights and, if asked for, optimizer state, copied to NumPy."""
 
     def load_state(self, state: State) -> None:
         """Take over weights, and optimizer state if there is any. Raises TwinGPTError on a wrong name or shape."""

@@ -64,7 +64,8 @@ def estimate_memory(
     return MemoryEstimate(
         weights=weights + (weights // 2 if half else 0),
         gradients=gradients,
-        moments=state_bytes(spec, config.optimizer) - weights,
+        # The average of the weights lies in the machine's memory, which on a Mac is the device's too.
+        moments=state_bytes(spec, config.optimizer) - weights + (weights if config.average else 0),
         activations=int(activations + max(0.0, passing - logits)),
         logits=int(logits),
         framework=int(kept.framework * MIB),

@@ -9,11 +9,13 @@ from collections import deque
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import state_bytes
 from twingpt.training.config import TrainConfig
 from twingpt.weights.checkpoint import CheckpointStore
 
+FLOAT_BYTES = 4
 SPIKE_WINDOW = 100
 SPIKE_HISTORY = 20
 SPIKE_DEVIATIONS = 5.0
@@ -51,13 +53,18 @@ def check_disk(store: CheckpointStore, spec: GPTSpec, config: TrainConfig) -> No
     # Each evaluation may be the best so far, and be saved.
     evaluations = config.steps // config.eval_every if config.eval_every else 0
     kept = min(saves + evaluations, config.keep_last + 1) if config.keep_last else saves
-    needed = max(1, kept + 1 - len(store.steps())) * state_bytes(spec, config.optimizer)
+    needed = max(1, kept + 1 - len(store.steps())) * checkpoint_bytes(spec, config)
     free = free_bytes(store.folder)
     if free < needed:
         raise TwinGPTError(
             f"{store.folder} has {free:,} bytes free, the run's checkpoints need {needed:,}: make space, lower "
             "--keep-last, or choose another --out"
         )
+
+
+def checkpoint_bytes(spec: GPTSpec, config: TrainConfig) -> int:
+    """Bytes of one checkpoint of a run."""
+    return state_bytes(spec, config.optimizer) + (FLOAT_BYTES * parameter_count(spec) if config.average else 0)
 
 
 def free_bytes(path: Path) -> int:

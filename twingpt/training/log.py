@@ -50,12 +50,21 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """A validation at `step`; sample: text that the model wrote there, prompt included; problem: why there is none."""
+    """A validation at `step`; sample: text that the model wrote there, prompt included; problem: why there is none.
+
+    average: the same of the averaged weights, where the run keeps them.
+    """
 
     step: int
     evaluation: Evaluation
     sample: str | None
     problem: str | None = None
+    average: Evaluation | None = None
+
+    @property
+    def best(self) -> Evaluation:
+        """Of the weights that are the better ones."""
+        return min((self.evaluation, self.average or self.evaluation), key=lambda it: it.loss)
 
     def metrics(self) -> dict[str, Any]:
         return {
@@ -63,6 +72,7 @@ class EvalReport:
             "val_loss": self.evaluation.loss,
             "perplexity": self.evaluation.perplexity,
             "bits_per_byte": self.evaluation.bits_per_byte,
+            **({} if self.average is None else {"average_val_loss": self.average.loss}),
             "sample": self.sample,
             **({} if self.problem is None else {"sample_problem": self.problem}),
         }
@@ -256,6 +266,13 @@ class TrainDisplay:
             f"{result.bits_per_byte:.4f} bits/byte",
             highlight=False,
         )
+        if report.average is not None:
+            found = report.average
+            self._console.print(
+                f"step {report.step}  averaged weights: validation loss {found.loss:.4f}  "
+                f"{found.bits_per_byte:.4f} bits/byte",
+                highlight=False,
+            )
         if report.problem is not None:
             line = f"step {report.step}  no sample: {report.problem}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -44,6 +44,12 @@ class TrainConfig(EngineSettings):
     )
     save_every: int = setting(500, "Steps between checkpoints. 0: only at the end.", least=0, most=LARGEST_COUNT)
     log_every: int = setting(10, "Steps a line of metrics.", least=1, most=LARGEST_COUNT)
+    average: float = setting(
+        0.0,
+        "Share of the steps that an average of the weights reaches back, kept beside them. 0: none.",
+        least=0,
+        most=1,
+    )
     eval_windows: int = setting(
         100, "Validation windows of an evaluation, spread evenly. 0: all.", least=0, most=LARGEST_COUNT
     )
@@ -115,6 +121,7 @@ class TrainSettings(TypedDict, total=False):
     eval_epochs: float
     save_every: int
     log_every: int
+    average: float
     eval_windows: int
     keep_last: int
     sample_tokens: int

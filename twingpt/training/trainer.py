@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import NotFiniteError, OutOfMemoryError, RestartError, TwinGPTError
-from twingpt.core.state import initial_state, state_bytes
+from twingpt.core.state import initial_state
 from twingpt.core.world import Alone, World
 from twingpt.data.tokens.batches import BatchSource
+from twingpt.training.average import WeightAverage
 from twingpt.training.config import CONFIG_FILE, RunConfig
 from twingpt.training.estimate import (
     LESS_MEMORY,
@@ -25,7 +26,7 @@ from twingpt.training.estimate import (
     events,
     smaller_micro_batch,
 )
-from twingpt.training.guards import SpikeDetector, free_bytes
+from twingpt.training.guards import SpikeDetector, checkpoint_bytes, free_bytes
 from twingpt.training.log import (
     DiskReport,
     EvalReport,
@@ -85,6 +86,10 @@ class Trainer:
         self._write_sample = write_sample
         self._fingerprint = fingerprint
         self._schedule = config.train.lr_schedule()
+        self._average: WeightAverage | None = None
+        if config.train.average:
+            saved = resume_from.average if resume_from else None
+            self._average = WeightAverage(config.train.average, config.train.steps, saved)
         self._store = CheckpointStore(run_dir)
         self._origin = resume_from.path if resume_from else None
         if resume_from is None:
@@ -156,6 +161,7 @@ class Trainer:
         while self.step < last and not stops(self.step, self._stop_requested):
             self._lr = self._schedule.learning_rate(self.step)
             yield from self._update(self._lr)
+            self._take_average()
             self._clock.count(config.batch_size * self._spec.block_size)
             if self.step == 1 or self.step % config.log_every == 0 or self.step == config.steps:
                 self._collect()
@@ -358,7 +364,7 @@ class Trainer:
                     self._save()
             raise
         yield self._log(report)
-        loss = report.evaluation.loss
+        loss = self._progress.lowest_loss
         if self._world.rank == 0 and self._saved_step == self.step:
             self._store.record(self._progress)
             self._retain()
@@ -369,17 +375,9 @@ class Trainer:
 
     def _evaluate(self) -> EvalReport:
         config = self._config
-        result: Evaluation = evaluate(
-            self._backend,
-            self._val,
-            self._token_bytes,
-            config.micro_batch,
-            config.eval_windows,
-            self._world,
-            self._beat,
-        )
-        self._beat()
-        self._progress = replace(self._progress, val_loss=result.loss)
+        result, average = self._evaluation(), self._average_evaluation()
+        average_loss = None if average is None else average.loss
+        self._progress = replace(self._progress, val_loss=result.loss, average_loss=average_loss)
         sample = problem = None
         if self._write_sample is not None:
             try:
@@ -389,7 +387,30 @@ class Trainer:
             except TwinGPTError as error:
                 # A text to look at is not worth a training.
                 problem = str(error)
-        return EvalReport(self.step, result, sample, problem)
+        return EvalReport(self.step, result, sample, problem, average)
+
+    def _evaluation(self) -> Evaluation:
+        config, beat = self._config, self._beat
+        found = evaluate(
+            self._backend, self._val, self._token_bytes, config.micro_batch, config.eval_windows, self._world, beat
+        )
+        self._beat()
+        return found
+
+    def _average_evaluation(self) -> Evaluation | None:
+        """Of the averaged weights, which stand in for the others meanwhile; None if there are none."""
+        if self._average is None or self._average.state is None:
+            return None
+        weights = self._backend.export_state(optimizer=False)
+        self._backend.load_state(self._average.state)
+        try:
+            return self._evaluation()
+        finally:
+            self._backend.load_state(weights)
+
+    def _take_average(self) -> None:
+        if self._average is not None and self._average.is_due(self.step):
+            self._average.take(self.step, self._backend.export_state(optimizer=False))
 
     def _save(self) -> SaveReport:
         """Raises TwinGPTError, with nothing saved and nothing deleted, if the state is none to go on from."""
@@ -401,7 +422,8 @@ class Trainer:
         unlogged = [list(map(_storable, each)) for each in self._unlogged]
         self._progress = replace(self._progress, unlogged=unlogged, skipped=self._skipped_in_a_row)
         try:
-            self._store.save(self._spec, self._backend.export_state(), self._progress)
+            average = None if self._average is None else self._average.state
+            self._store.save(self._spec, self._backend.export_state(), self._progress, average)
         except NotFiniteError as error:
             if self._unlogged:
                 self._log(self._step_report(partial=True))
@@ -412,7 +434,7 @@ class Trainer:
             ) from None
         self._saved_step = self.step
         self._retain()
-        needed, free = state_bytes(self._spec, self._config.optimizer), free_bytes(path)
+        needed, free = checkpoint_bytes(self._spec, self._config), free_bytes(path)
         if free < needed and self.step < self._config.steps:
             self._asides.append(DiskReport(self.step, path.parent, needed, free))
         return SaveReport(self.step, path)

@@ -1,6 +1,7 @@
 """Checkpoints that an interruption at any instant cannot tear.
 
-RUN/checkpoints/step-00001000/{model,optimizer}.safetensors + state.json. A checkpoint is written beside its place:
+RUN/checkpoints/step-00001000/{model,optimizer}.safetensors + state.json, and average.safetensors where the run keeps an
+average of its weights. A checkpoint is written beside its place:
 tensors first, then state.json, everything fsynced, then one atomic rename. What has the name is whole.
 """
 
@@ -24,9 +25,10 @@ from twingpt.weights.format import fsync, load_tensors, save_tensors, write_whol
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "average.safetensors"
 STATE_FILE = "state.json"
 STATE_VERSION = 1
-BESIDE = ("unlogged", "skipped")
+BESIDE = ("unlogged", "skipped", "average_loss")
 """What of the progress stands beside it in state.json."""
 
 BEST = "best"
@@ -45,7 +47,7 @@ class Progress:
     evaluated; fingerprint: what a resumed run must agree with (data, tokenizer), by name; unlogged: the updates since
     the last line of metrics, each [loss in nats, tokens, gradient norm, whether it was applied], None where a number is
     not finite: the next line of metrics is about them too; skipped: how many of the last updates in a row could not be
-    applied.
+    applied; average_loss: val_loss of the averaged weights, where there are any.
     """
 
     step: int
@@ -55,6 +57,7 @@ class Progress:
     fingerprint: dict[str, str] = field(default_factory=dict)
     unlogged: list[list[Any]] = field(default_factory=list)
     skipped: int = 0
+    average_loss: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "progress")
@@ -65,15 +68,28 @@ class Progress:
         if not isinstance(self.unlogged, list) or not all(map(_is_update, self.unlogged)):
             raise UsageError("unlogged must list updates")
 
+    @property
+    def lowest_loss(self) -> float:
+        """Of the weights or of their average, whichever is better; infinite if neither was evaluated."""
+        return min(math.inf if loss is None else loss for loss in (self.val_loss, self.average_loss))
+
+    @property
+    def average_is_better(self) -> bool:
+        return self.average_loss is not None and (self.val_loss is None or self.average_loss < self.val_loss)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back: spec, state (keys of core.state) and progress."""
+    """A checkpoint read back: spec, state (keys of core.state) and progress.
+
+    average: the averaged weights, with the same keys, if there are any and training is to go on.
+    """
 
     path: Path
     spec: GPTSpec
     state: State
     progress: Progress
+    average: State | None = None
 
 
 class CheckpointStore:
@@ -83,9 +99,11 @@ class CheckpointStore:
         self.folder = run_dir / "checkpoints"
         self._saved: int | None = None
 
-    def save(self, spec: GPTSpec, state: State, progress: Progress) -> Path:
-        """Write one checkpoint. Raises TwinGPTError, the checkpoints before it untouched, if the disk refuses, and
-        NotFiniteError if the state is none that training could go on from.
+    def save(self, spec: GPTSpec, state: State, progress: Progress, average: State | None = None) -> Path:
+        """Write one checkpoint. average: the averaged weights, if there are any.
+
+        Raises TwinGPTError, the checkpoints before it untouched, if the disk refuses, and NotFiniteError if the state
+        is none that training could go on from.
 
         A whole checkpoint of the same step stays as it is: no instant may pass without it.
         """
@@ -95,12 +113,13 @@ class CheckpointStore:
             self._read(progress.step)
             self._saved = progress.step
             return target
-        if (key := first_not_finite(state)) is not None:
-            raise NotFiniteError(f"step {progress.step}", key)
+        for tensors in (state, average or {}):
+            if (key := first_not_finite(tensors)) is not None:
+                raise NotFiniteError(f"step {progress.step}", key)
         try:
             _remove(writing)
             writing.mkdir(parents=True)
-            write_checkpoint(writing, spec, state, progress)
+            write_checkpoint(writing, spec, state, progress, average)
             if target.exists():
                 self._discard(target)
             writing.rename(target)
@@ -119,7 +138,8 @@ class CheckpointStore:
         """
         folder = self.path(progress.step)
         known, digests = read_progress(folder)
-        content = _state_content(digests, replace(known, val_loss=progress.val_loss))
+        evaluated = replace(known, val_loss=progress.val_loss, average_loss=progress.average_loss)
+        content = _state_content(digests, evaluated)
         try:
             write_whole(folder / STATE_FILE, content)
         except OSError as error:
@@ -197,8 +217,7 @@ class CheckpointStore:
 
     def _val_loss(self, step: int) -> float:
         with contextlib.suppress(TwinGPTError):
-            loss = read_progress(self.path(step))[0].val_loss
-            return math.inf if loss is None else loss
+            return read_progress(self.path(step))[0].lowest_loss
         return math.inf
 
     def _discard(self, path: Path) -> None:
@@ -209,12 +228,16 @@ class CheckpointStore:
         _remove(trash)
 
 
-def write_checkpoint(folder: Path, spec: GPTSpec, state: State, progress: Progress) -> None:
+def write_checkpoint(
+    folder: Path, spec: GPTSpec, state: State, progress: Progress, average: State | None = None
+) -> None:
     """Fill an existing folder: tensors first, then the marker. Raises OSError."""
     model, optimizer = _split(state)
     digests = {MODEL_FILE: save_tensors(folder / MODEL_FILE, model, spec)}
     if optimizer:
         digests[OPTIMIZER_FILE] = save_tensors(folder / OPTIMIZER_FILE, optimizer, spec)
+    if average is not None:
+        digests[AVERAGE_FILE] = save_tensors(folder / AVERAGE_FILE, _split(average)[0], spec)
     path = folder / STATE_FILE
     path.write_bytes(_state_content(digests, progress))
     fsync(path)
@@ -234,23 +257,38 @@ def read_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
     """Read and verify one checkpoint folder. Raises TwinGPTError naming the file that is damaged, NotFiniteError if
     every bit is as it was saved, and what was saved is of no use.
 
-    optimizer: read the optimizer's state too, which is twice as large as the weights and only training needs.
+    optimizer: read the optimizer's state too, which is twice as large as the weights and only training needs. Without
+    it the weights are those that predict better: those of the step, or their average.
     """
     progress, digests = read_progress(folder)
-    spec, model, digest = load_tensors(folder / MODEL_FILE)
-    state: State = {MODEL + name: tensor for name, tensor in model.items()}
-    _expect(digests.get(MODEL_FILE), digest, folder / MODEL_FILE)
+    averaged = AVERAGE_FILE in digests and (optimizer or progress.average_is_better)
+    average: State | None = None
+    if averaged:
+        spec, average = _weights(folder / AVERAGE_FILE, digests)
+    if optimizer or average is None:
+        spec, state = _weights(folder / MODEL_FILE, digests)
+    else:
+        state, average = average, None
     if optimizer and OPTIMIZER_FILE in digests:
         _, moments, digest = load_tensors(folder / OPTIMIZER_FILE)
         _expect(digests[OPTIMIZER_FILE], digest, folder / OPTIMIZER_FILE)
         state.update(moments)
     try:
-        check_state(spec, state)
+        for tensors in (state, *([] if average is None else [average])):
+            check_state(spec, tensors)
+            if (key := first_not_finite(tensors)) is not None:
+                raise NotFiniteError(str(folder), key)
+    except NotFiniteError:
+        raise
     except TwinGPTError as error:
         raise TwinGPTError(f"{folder} is damaged: {error}") from None
-    if (key := first_not_finite(state)) is not None:
-        raise NotFiniteError(str(folder), key)
-    return Checkpoint(folder, spec, state, progress)
+    return Checkpoint(folder, spec, state, progress, average)
+
+
+def _weights(path: Path, digests: dict[str, str]) -> tuple[GPTSpec, State]:
+    spec, tensors, digest = load_tensors(path)
+    _expect(digests.get(path.name), digest, path)
+    return spec, {MODEL + name: tensor for name, tensor in tensors.items()}
 
 
 def read_progress(folder: Path) -> tuple[Progress, dict[str, str]]:

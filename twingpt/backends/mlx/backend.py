@@ -45,10 +45,10 @@ def on_device(method: Method) -> Method:
     """
 
     @functools.wraps(method)
-    def wrapped(self: MLXBackend, *args: Any) -> Any:
+    def wrapped(self: MLXBackend, *args: Any, **options: Any) -> Any:
         try:
             with mx.stream(self._device):
-                return method(self, *args)
+                return method(self, *args, **options)
         except (RuntimeError, MemoryError) as error:
             if is_peer_lost(error):
                 raise PeerLostError(first_line(error)) from None
@@ -195,9 +195,11 @@ class MLXBackend:
         cache.lengths[slot] = 0
 
     @on_device
-    def export_state(self) -> State:
-        moments = self._moments
+    def export_state(self, *, optimizer: bool = True) -> State:
         state = {MODEL + name: _to_numpy(weight) for name, weight in self._weights().items()}
+        if not optimizer:
+            return state
+        moments = self._moments
         for name in moments.m:
             state[ADAMW_M + name] = _to_numpy(moments.m[name])
             state[ADAMW_V + name] = _to_numpy(moments.v[name])

@@ -37,10 +37,10 @@ def computed(method: Method) -> Method:
     """Running out of memory as our error; a value that is not finite is seen in the results, and is no warning."""
 
     @functools.wraps(method)
-    def wrapped(self: ReferenceBackend, *args: Any) -> Any:
+    def wrapped(self: ReferenceBackend, *args: Any, **options: Any) -> Any:
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                return method(self, *args)
+                return method(self, *args, **options)
         except MemoryError as error:
             raise OutOfMemoryError(first_line(error), retry=False) from None
 
@@ -143,9 +143,11 @@ class ReferenceBackend:
         return self._model.logits(self._model.forward(tokens, view)[:, last])
 
     @computed
-    def export_state(self) -> State:
-        moments = self._moments
+    def export_state(self, *, optimizer: bool = True) -> State:
         state: State = {MODEL + name: weight.copy() for name, weight in self._parameters.weights.items()}
+        if not optimizer:
+            return state
+        moments = self._moments
         state |= {ADAMW_M + name: m.copy() for name, m in moments.m.items()}
         state |= {ADAMW_V + name: v.copy() for name, v in moments.v.items()}
         state[ADAMW_COUNT] = np.array(moments.count, dtype=np.int64)

@@ -43,9 +43,9 @@ def memory_reported(method: Method) -> Method:
     """Running out of memory outside a step's gradients, where nothing can be cut smaller, as our error too."""
 
     @functools.wraps(method)
-    def wrapped(self: TorchBackend, *args: Any) -> Any:
+    def wrapped(self: TorchBackend, *args: Any, **options: Any) -> Any:
         try:
-            return method(self, *args)
+            return method(self, *args, **options)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -202,8 +202,10 @@ class TorchBackend:
 
     @memory_reported
     @torch.no_grad()
-    def export_state(self) -> State:
+    def export_state(self, *, optimizer: bool = True) -> State:
         state = {MODEL + name: _to_numpy(parameter) for name, parameter in self._parameters.items()}
+        if not optimizer:
+            return state
         for name, parameter in self._optimizer.adamw_parameters.items():
             moments = self._optimizer.adamw.state[parameter]
             state[ADAMW_M + name] = _to_numpy(moments["exp_avg"])
