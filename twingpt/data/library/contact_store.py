@@ -42,6 +42,17 @@ def name_key(entity: str) -> str:
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", entity).lower())
 
 
+# Under such words many places give their contacts: that those differ says nothing.
+_NO_NAME = re.compile(
+    r"(?:문의|문의처|연락|연락처|전화|예약|상담|신고|담당|담당자|안내|주소|위치|홈페이지|도움말|물어볼|곳|및|의|하실|하는)*"
+)
+
+
+def is_no_name(entity: str) -> bool:
+    """Whether a contact stands under words that name no place, or under none."""
+    return _NO_NAME.fullmatch(re.sub(r"\W", "", entity)) is not None
+
+
 class ContactStore:
     """Contacts of a data set. Use as a context manager, or `close()` it."""
 

@@ -142,9 +142,16 @@ class Library:
         """The contacts of a passage, in its order."""
         return self._contacts("passage = ?", (passage.number,))
 
-    def contacts_named(self, name: str, kind: str) -> list[FoundContact]:
-        """All contacts of this kind that stand under a name, wherever in the text, in its order."""
+    def contacts_named(self, name: str, kind: str | None = None) -> list[FoundContact]:
+        """All contacts, of this kind if one is given, that stand under a name, wherever in the text, in its order."""
+        if kind is None:
+            return self._contacts("key = ?", (name_key(name),))
         return self._contacts("key = ? AND kind = ?", (name_key(name), kind))
+
+    def weights(self, question: str) -> dict[str, float]:
+        """How much each term of a question says, by how few passages hold it; one that none holds says most."""
+        least = min(AS_IF_IN, self.passages)
+        return {term: self._weight(max(count, least)) for term, count in self._counts(question).items()}
 
     def _contacts(self, where: str, values: tuple[object, ...]) -> list[FoundContact]:
         rows = self._db.execute(
@@ -160,8 +167,7 @@ class Library:
         A term that the text does not have weighs most, so that a question about something else fits nothing even where
         its common words are found.
         """
-        least = min(AS_IF_IN, self.passages)
-        weight = sum(self._weight(max(count, least)) for count in self._counts(question).values())
+        weight = sum(self.weights(question).values())
         return passage.score / weight if weight else 0.0
 
     def _counts(self, question: str) -> dict[str, int]:

@@ -17,6 +17,10 @@ that stand together, and endings."""
 SHARPNESS = 3
 """Power of a passage's score, as part of the best one's, in the score of its sentences."""
 
+CENTRAL = 0.5
+"""Weight of how much of its passages a sentence shares, as part of the most that one shares: where the question says
+little, the sentence most like the rest stands for them."""
+
 _END = re.compile(r"[.!?…]+[\"'”’)\]」』》]*(?=\s)")
 # What is quoted or in brackets belongs to the sentence around it, unless it is so long that a closing mark is missing.
 _INSIDE = re.compile(
@@ -67,26 +71,43 @@ def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -
         if passage.score >= NEAR * best
         for sentence in sentences(passage.text)
     ]
-    by_terms = _by_terms(question, [sentence for _, sentence in found], passages[0].title if passages else "")
-    by_runs = _by_runs(question, [sentence for _, sentence in found])
+    texts = [sentence for _, sentence in found]
+    by_terms = _by_terms(question, texts, [passages[i].title for i, _ in found])
+    by_runs = _by_runs(question, texts)
     scored = [
-        FoundSentence(i, sentence, (words + ALIKE * runs) * (passages[i].score / best) ** SHARPNESS)
-        for (i, sentence), words, runs in zip(found, by_terms, by_runs, strict=True)
+        FoundSentence(i, sentence, (words + ALIKE * runs + CENTRAL * central) * (passages[i].score / best) ** SHARPNESS)
+        for (i, sentence), words, runs, central in zip(found, by_terms, by_runs, _central(texts), strict=True)
     ]
     return sorted(scored, key=lambda one: -one.score)[:limit]
 
 
-def _by_terms(question: str, texts: Sequence[str], title: str) -> list[float]:
-    """BM25 of each sentence among all of them.
+def _by_terms(question: str, texts: Sequence[str], titles: Sequence[str]) -> list[float]:
+    """BM25 of each sentence among all of them. titles: of their passages, the best passage's first.
 
-    The title's terms say what the passage is about, not which sentence of it is asked for: they count only where the
-    question has no others.
+    The best passage's title says what it is about, not which sentence of it is asked for: its terms tell its sentences
+    from those of other documents, each of which has them if its title does, and not from each other.
     """
     words = [terms(text) for text in texts]
-    asked = set(question_terms(question))
-    weights = _rarity(asked - set(terms(title)) or asked, [set(each) for each in words])
+    asked, named = set(question_terms(question)), [set(terms(title)) for title in titles]
+    subject = asked & named[0] if named else set()
+    weights = _rarity(asked - subject or asked, [set(each) for each in words])
     mean = sum(map(len, words)) / max(1, len(words)) or 1.0
-    return [bm25(each, weights, mean, k1=K1, b=B) for each in words]
+    under = [subject & (title | set(each)) for title, each in zip(named, words, strict=True)]
+    credits = _rarity(subject, under)
+    return [
+        bm25(each, weights, mean, k1=K1, b=B) + sum(credits[term] for term in sorted(about))
+        for each, about in zip(words, under, strict=True)
+    ]
+
+
+def _central(texts: Sequence[str]) -> list[float]:
+    """How many of its terms each sentence shares with others, for its length, from 0 to 1 (after PEGASUS's choice of
+    gap sentences, Zhang and others, arXiv 1912.08777)."""
+    words = [set(terms(text)) for text in texts]
+    holders = Counter(term for each in words for term in each)
+    shared = [sum(holders[term] > 1 for term in each) / math.sqrt(len(each) + 1) for each in words]
+    most = max(shared, default=0.0) or 1.0
+    return [one / most for one in shared]
 
 
 def _by_runs(question: str, texts: Sequence[str]) -> list[float]:
