@@ -75,7 +75,7 @@ def test_a_question_fills_the_template(tokenizer: Tokenizer) -> None:
     with_doc = question_prompt(tokenizer, "여권?", "문서", 256)
     assert tokenizer.id("[DOC]") in with_doc
     assert tokenizer.id("[/ANSWER]") in stop_tokens(tokenizer)
-    with pytest.raises(TwinGPTError, match=r"tokens, the model's context is 16"):
+    with pytest.raises(TwinGPTError, match=r"tokens, this model's maximum context length is 16"):
         question_prompt(tokenizer, "여권을 잃어버렸을 때 " * 5, None, 16)
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import httpx
 import pytest
 
 from tests.serve.conftest import save_checkpoint
+from tests.serve.process import serving
 from tests.serve.test_worker import until
 from twingpt.core.backend import Backend
 from twingpt.core.spec import GPTSpec
@@ -141,11 +140,7 @@ def test_an_end_has_an_end(
 
 
 def test_a_process_that_is_told_to_end_finishes_its_stream(run_dir: Path) -> None:
-    command = [sys.executable, "-m", "twingpt", "serve", str(run_dir), "--backend", "mlx", "--device", "cpu", "--port"]
-    process = subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        base_url = next(line.split()[1].rstrip("/") for line in process.stdout if line.startswith("page"))
+    with serving(run_dir) as (base_url, process):
         # Long enough to be under way when the signal comes.
         body = {"prompt": ["여권"] * 40, "max_tokens": -1, "stream": True, "temperature": 0}
         headers = {"x-request-id": "mine-3"}
@@ -158,10 +153,9 @@ def test_a_process_that_is_told_to_end_finishes_its_stream(run_dir: Path) -> Non
         assert rest[-1] == "data: [DONE]"
         chunks = [json.loads(line.removeprefix("data: ")) for line in rest[:-1]]
         assert sum(chunk["choices"][0]["finish_reason"] is not None for chunk in chunks) == 40
-        _, log = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
+        process.wait(timeout=30)
+        assert process.stderr is not None
+        log = process.stderr.read()
     assert process.returncode == -signal.SIGTERM
     assert "finishing 40 answers" in log
     assert "mine-3 POST /v1/completions 200" in log

@@ -65,9 +65,9 @@ def question_prompt(
         doc = mask(doc, contacts) if masked else doc
     ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
     if len(ids) >= block_size:
-        what = "question" if doc is None else "question and document"
+        what = "question takes" if doc is None else "question and document take"
         raise PromptTooLongError(
-            f"the {what} take {len(ids)} tokens, the model's context is {block_size}: shorten them",
+            f"the {what} {len(ids)} tokens, this model's maximum context length is {block_size}: shorten what you give",
             command_line=", or train with a larger --block-size",
         )
     return ids

@@ -38,7 +38,10 @@ def chat_prompt(model: Model, body: ChatRequest, sampling: Sampling, limit: int)
     block_size = model.spec.block_size
     # Its contacts are brought into form before it is counted, which for a text of any length would take any time.
     if body.doc is not None and model.tokenizer.count(body.doc) > 2 * block_size:
-        message = f"the document is longer than the model's context of {block_size} tokens: give the part that matters"
+        # Clients tell by these words of OpenAI's that it is the length, where they do not read the code.
+        message = (
+            f"the document is too long, this model's maximum context length is {block_size}: give what matters of it"
+        )
         raise RefusalError(400, message, TOO_LONG)
     structured = body.format == "answer"
     return _wanted(model, body, sampling, limit, question=body.question, doc=body.doc, structured=structured)
@@ -55,7 +58,7 @@ def _completion(
     prompt_only = body.max_tokens == 0
     # A prompt that fills the context can still be scored, but nothing can follow it.
     if read > block_size - (not prompt_only):
-        message = f"the prompt takes {read} tokens, the model's context is {block_size}: shorten it"
+        message = f"the prompt takes {read} tokens, this model's maximum context length is {block_size}: shorten it"
         raise RefusalError(400, message, TOO_LONG)
     return replace(wanted, prompt_only=prompt_only)
 
