@@ -89,7 +89,7 @@ def test_numbers_that_nobody_gave_are_marked_or_taken_out(tmp_path: Path) -> Non
         assert "8555 0123" in filled
         assert "9999" not in filled
         assert "0142" not in filled
-    with pytest.raises(TwinGPTError, match=r"--fill-contacts needs the contacts\.sqlite"):
+    with pytest.raises(TwinGPTError, match=r"filling in contacts needs the contacts\.sqlite"):
         with_contacts(answer, asked("무슨 번호?"), None, fill_in=True)
 
 

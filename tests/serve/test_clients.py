@@ -113,7 +113,7 @@ def invited(service: Service) -> TestClient:
     return TestClient(create_app(service, access), base_url="http://localhost")
 
 
-def preflight(client: TestClient, origin: str, **headers: str) -> httpx.Response:
+def preflight(client: TestClient, origin: str, **headers: str) -> Any:
     asked = {
         "origin": origin,
         "access-control-request-method": "POST",

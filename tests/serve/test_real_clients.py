@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +188,13 @@ def rows(folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
         assert len(ids) < block_size
         packed += ids + [tokenizer.pad_id] * (block_size + 1 - len(ids))
     tokens = np.array(packed, dtype=np.uint16)
-    split = {
-        "tokens": len(tokens),
-        "documents": len(documents()),
-        "text_bytes": sum(len(text.encode()) for text in documents()),
-        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
-    }
+    split = Split(
+        file="val.bin",
+        tokens=len(tokens),
+        documents=len(documents()),
+        text_bytes=sum(len(text.encode()) for text in documents()),
+        sha256=hashlib.sha256(tokens.tobytes()).hexdigest(),
+    )
     for name in ("train", "val"):
         tokens.tofile(folder / f"{name}.bin")
     tokenizer.save(folder / "tokenizer.json")
@@ -205,8 +207,8 @@ def rows(folder: Path, tokenizer: Tokenizer, block_size: int) -> Path:
         template="plain",
         text_sha256="of the test",
         tokenizer_sha256=tokenizer.sha256,
-        train=Split(file="train.bin", **split),
-        val=Split(file="val.bin", **split),
+        train=replace(split, file="train.bin"),
+        val=split,
     ).save(folder)
     return folder
 
@@ -287,7 +289,7 @@ def test_lm_eval_scores_as_the_engine_and_eval_do(
         "add_bos_token": "True",
     }
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
-    tasks = ["--include_path", tmp_path / "tasks", "--tasks", "our_rolling,our_choice,our_until"]
+    tasks: list[str | Path] = ["--include_path", tmp_path / "tasks", "--tasks", "our_rolling,our_choice,our_until"]
     command: list[str | Path] = [python.with_name("lm_eval"), "run", "--model", "local-completions"]
     out: list[str | Path] = ["--model_args", given, "--batch_size", str(batch_size), "--log_samples"]
     run([*command, *out, "--output_path", tmp_path / "out", *tasks], tmp_path)

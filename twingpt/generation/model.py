@@ -91,7 +91,7 @@ class Model:
         for the sections, a token is none of the vocabulary, or the structure allows no text.
         """
         if sum(one is not None for one in (text, tokens, question)) != 1:
-            raise UsageError("give a text to write on from, or its tokens, or a question")
+            raise UsageError("give a text to write on from, or a question")
         if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
             raise UsageError(f"max_new_tokens = {max_new_tokens}: it must be 1 to {MOST_NEW_TOKENS:,}")
         if tokens is not None:

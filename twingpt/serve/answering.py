@@ -16,13 +16,13 @@ from twingpt.generation.batching import Request as TextRequest
 from twingpt.generation.pieces import Piece, TokenLogprob
 from twingpt.generation.writing import with_contacts
 from twingpt.serve.headers import told
-from twingpt.serve.prompts import Wanted
 from twingpt.serve.refusals import RefusalError
 from twingpt.serve.request_log import current_request
 from twingpt.serve.responses import Choice, Shape, contact_spans, usage
 from twingpt.serve.schemas import ChatRequest, CompletionRequest
 from twingpt.serve.security import error_body
 from twingpt.serve.service import Service
+from twingpt.serve.wanted import Wanted
 from twingpt.serve.worker import Finished, Job, Prompt, QueueFullError, Update
 
 

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request, Response
 from twingpt.generation.model import Model
 from twingpt.serve.answering import Generation, respond
 from twingpt.serve.asking import Asking
-from twingpt.serve.prompts import Wanted, chat_prompt, completion_prompts
 from twingpt.serve.refusals import RefusalError
 from twingpt.serve.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from twingpt.serve.service import Service, new_seed
+from twingpt.serve.wanted import Wanted, chat_prompt, completion_prompts
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 503)
