@@ -274,26 +274,24 @@ def own_score(model: Model, context: list[int], continuation: list[int]) -> floa
     return float(sum(logprobs[place - 1, tokens[place]] for place in range(len(context), len(tokens))))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_lm_eval_scores_as_the_engine_and_eval_do(
-    python: Path, base_url: str, served: Path, model: Model, tmp_path: Path, batch_size: int
+def complete_with_lm_eval(
+    python: Path, base_url: str, served: Path, folder: Path, tasks: str, *, bos: bool, batch_size: int
 ) -> None:
-    write_tasks(tmp_path / "tasks")
-    converted = CliRunner().invoke(cli, ["convert", str(served), str(tmp_path / "exported"), "--to", "hf"])
+    """What was measured lies below `folder`."""
+    write_tasks(folder / "tasks")
+    converted = CliRunner().invoke(cli, ["convert", str(served), str(folder / "exported"), "--to", "hf"])
     assert converted.exit_code == 0, converted.output
-    arguments = {
-        "model": "my-run",
-        "base_url": f"{base_url}/completions",
-        "tokenizer": str(tmp_path / "exported"),
-        "max_length": str(model.spec.block_size),
-        "add_bos_token": "True",
-    }
-    given = ",".join(f"{name}={value}" for name, value in arguments.items())
-    tasks: list[str | Path] = ["--include_path", tmp_path / "tasks", "--tasks", "our_rolling,our_choice,our_until"]
-    command: list[str | Path] = [python.with_name("lm_eval"), "run", "--model", "local-completions"]
-    out: list[str | Path] = ["--model_args", given, "--batch_size", str(batch_size), "--log_samples"]
-    run([*command, *out, "--output_path", tmp_path / "out", *tasks], tmp_path)
+    given = f"model=my-run,base_url={base_url}/completions,tokenizer={folder / 'exported'},max_length=128"
+    command: list[str | Path] = [python.with_name("lm_eval"), "run", "--model", "local-completions", "--log_samples"]
+    command += ["--model_args", f"{given},add_bos_token={bos}", "--batch_size", str(batch_size)]
+    command += ["--output_path", folder / "out", "--include_path", folder / "tasks", "--tasks", tasks]
+    run(command, folder)
 
+
+def test_lm_eval_scores_choices_as_the_engine_does(
+    python: Path, base_url: str, served: Path, model: Model, tmp_path: Path
+) -> None:
+    complete_with_lm_eval(python, base_url, served, tmp_path, "our_choice,our_until", bos=True, batch_size=4)
     encode, bos = model.tokenizer.encode, [model.tokenizer.bos_id]
     for sample in samples(tmp_path, "our_choice"):
         for choice, ((scored, _),) in zip(sample["doc"]["choices"], sample["resps"], strict=True):
@@ -301,9 +299,17 @@ def test_lm_eval_scores_as_the_engine_and_eval_do(
             context, whole = bos + encode(question), bos + encode(f"{question} {choice}")
             expected = own_score(model, context, whole[len(context) :])
             assert float(scored) == pytest.approx(expected, abs=1e-4)
+    assert [len(sample["resps"]) for sample in samples(tmp_path, "our_until")] == [1, 1]
 
+
+def test_lm_eval_finds_the_perplexity_that_eval_finds(
+    python: Path, base_url: str, served: Path, model: Model, tmp_path: Path
+) -> None:
+    # lm-eval puts a [BOS] before a document itself: add_bos_token would be a second one.
+    complete_with_lm_eval(python, base_url, served, tmp_path, "our_rolling", bos=False, batch_size=1)
+    encode, bos, ends = model.tokenizer.encode, [model.tokenizer.bos_id], [model.tokenizer.eos_id]
     rolled = {sample["doc"]["text"]: float(sample["resps"][0][0]) for sample in samples(tmp_path, "our_rolling")}
-    ends = [model.tokenizer.eos_id]
+    assert list(rolled) == documents()
     for text, scored in rolled.items():
         assert scored == pytest.approx(own_score(model, bos, encode(text) + ends), abs=1e-4)
 
@@ -320,7 +326,6 @@ def test_lm_eval_scores_as_the_engine_and_eval_do(
     assert perplexity == pytest.approx(ours["perplexity"], rel=1e-5)
     bits = reported["bits_per_byte,none"] * sum(len((text + "[EOS]").encode()) for text in rolled)
     assert bits / ours["text_bytes"] == pytest.approx(ours["bits_per_byte"], rel=1e-5)
-    assert [len(sample["resps"]) for sample in samples(tmp_path, "our_until")] == [1, 1]
 
 
 def test_lm_eval_chats(python: Path, base_url: str, tmp_path: Path) -> None:
