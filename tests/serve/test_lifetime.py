@@ -45,11 +45,12 @@ def test_no_request_is_dropped_while_weights_are_loaded(
     base_url: str, run_dir: Path, run_spec: GPTSpec, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = ServedModel._load
+    come = threading.Event()
 
     def slowly(self: ServedModel, checkpoint: Any) -> Backend:
-        # As large weights take.
+        # Large weights take as long as it takes for requests to come meanwhile.
         self.loaded = None
-        time.sleep(0.3)
+        come.wait(20)
         return load(self, checkpoint)
 
     monkeypatch.setattr(ServedModel, "_load", slowly)
@@ -62,16 +63,25 @@ def test_no_request_is_dropped_while_weights_are_loaded(
             told.append((response.status_code, response.text))
 
     health: list[int] = []
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(6) as pool, httpx.Client(base_url=base_url, timeout=60) as client:
         futures = [pool.submit(ask, number) for number in range(4)]
-        for step in (5, 6, 7):
-            save_checkpoint(run_dir, run_spec, step)
-            reloading = threading.Thread(target=httpx.post, args=(f"{base_url}/api/reload",), kwargs={"timeout": 60})
-            reloading.start()
-            until(lambda: service.worker.loading is not None)
-            health.append(httpx.get(f"{base_url}/health").status_code)
-            reloading.join()
-        done.set()
+        try:
+            for step in (5, 6, 7):
+                save_checkpoint(run_dir, run_spec, step)
+                come.clear()
+                reloading = pool.submit(client.post, "/api/reload")
+                until(lambda: service.worker.loading is not None)
+                meanwhile = pool.submit(client.post, "/v1/completions", json={"prompt": "여권", "max_tokens": 2})
+                health.append(client.get("/health").status_code)
+                time.sleep(0.5)
+                assert not meanwhile.done()
+                come.set()
+                assert reloading.result().json() == {"loaded_step": step}
+                told.append((meanwhile.result().status_code, meanwhile.result().text))
+        finally:
+            # Or a failure would wait for those that ask for ever.
+            done.set()
+            come.set()
         for future in futures:
             future.result()
     assert [text for status, text in told if status != 200] == []
