@@ -70,6 +70,7 @@ class Model:
         self,
         text: str | None = None,
         *,
+        tokens: Sequence[int] | None = None,
         question: str | None = None,
         doc: str | None = None,
         sampling: Sampling | None = None,
@@ -78,22 +79,30 @@ class Model:
         structure: Structure | None = None,
         stops: tuple[str, ...] = (),
         top_logprobs: int | None = None,
+        within_context: bool = False,
     ) -> Request:
-        """What to write: on from a text, or an answer to a question, from a document if one is given.
+        """What to write: on from a text or its tokens, or an answer to a question, from a document if one is given.
 
+        tokens: read as they are, with whatever stands before the text among them.
         structured: an answer with all its sections in their order. structure: another form that the text must have;
-        then a document's placeholders stay as the model writes them. Raises UsageError unless one of text and question
-        is given, TwinGPTError if the prompt leaves no room, max_new_tokens is too few for the sections, or the
-        structure allows no text.
+        then a document's placeholders stay as the model writes them. within_context: no more tokens than the context
+        has left; else the window slides. Raises UsageError unless one of text, tokens and
+        question is given, PromptTooLongError if a question leaves no room, TwinGPTError if max_new_tokens is too few
+        for the sections, a token is none of the vocabulary, or the structure allows no text.
         """
-        if (text is None) == (question is None):
+        if sum(one is not None for one in (text, tokens, question)) != 1:
             raise UsageError("give a text to write on from, or a question")
         if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
             raise UsageError(f"max_new_tokens = {max_new_tokens}: it must be 1 to {MOST_NEW_TOKENS:,}")
-        if text is not None:
+        if tokens is not None:
+            prompt, text = list(tokens), self.tokenizer.decode(tokens)
+        elif text is not None:
             prompt = text_prompt(self.tokenizer, text)
         else:
             prompt = question_prompt(self.tokenizer, question or "", doc, self.spec.block_size, masked=self.masked)
+        if within_context:
+            # The last token is not read any more, so that it needs no place.
+            max_new_tokens = min(max_new_tokens, max(1, self.spec.block_size - len(prompt) + 1))
         ends = stop_tokens(self.tokenizer)
         constraint = self._form(len(prompt), max_new_tokens) if structured else None
         if structure is not None:

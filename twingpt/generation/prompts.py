@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.errors import PromptTooLongError, TwinGPTError, UsageError
 from twingpt.data.tokens.template import prompt_segments
 from twingpt.data.tokens.tokenizer import Tokenizer
 
@@ -48,8 +48,8 @@ def question_prompt(
     """The template that the model was trained on, up to [ANSWER].
 
     masked: the document's contacts become placeholders, as those of the training text did.
-    Raises UsageError for an empty question or document, TwinGPTError if they leave no room for an answer: cutting them
-    would lose the question.
+    Raises UsageError for an empty question or document, PromptTooLongError if they leave no room for an answer:
+    cutting them would lose the question.
     """
     question = cleaned(question)
     if not question:
@@ -65,10 +65,10 @@ def question_prompt(
         doc = mask(doc, contacts) if masked else doc
     ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
     if len(ids) >= block_size:
-        what = "question" if doc is None else "question and document"
-        raise TwinGPTError(
-            f"the {what} take {len(ids)} tokens, the model's context is {block_size}: shorten them, "
-            "or train with a larger --block-size"
+        what = "question takes" if doc is None else "question and document take"
+        raise PromptTooLongError(
+            f"the {what} {len(ids)} tokens, this model's maximum context length is {block_size}: shorten what you give",
+            command_line=", or train with a larger --block-size",
         )
     return ids
 
