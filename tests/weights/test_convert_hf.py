@@ -89,6 +89,7 @@ def test_transformers_opens_what_we_export(tmp_path: Path, tokenizer: Tokenizer,
     state = save_run(tmp_path / "run", spec, tokenizer)
     convert_model(tmp_path / "run", tmp_path / "hf", "hf", None)
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
