@@ -199,7 +199,7 @@ def test_what_was_read_before_is_no_part_of_the_question(program: Program, ours:
     """Answers of tools and empty answers, as clients send them back."""
     if ours.template == "plain":
         pytest.skip("it reads no messages")
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": "안녕?"},
         {"role": "assistant", "content": None, "tool_calls": []},
         {"role": "tool", "content": "5", "tool_call_id": "a"},
