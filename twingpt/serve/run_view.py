@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.tokens.manifest import Manifest
 from twingpt.training.config import RunConfig
 from twingpt.training.log import METRICS_FILE
 from twingpt.weights.checkpoint import CheckpointStore
+from twingpt.weights.run_folder import template_of
 
 CHUNK_BYTES = 1 << 19
 
@@ -53,14 +53,8 @@ class RunView:
             return None
 
     def template(self) -> str | None:
-        """ "qa" or "plain", as far as the data folder is still there to say."""
-        config = self.config()
-        if config is None or not config.data:
-            return None
-        try:
-            return Manifest.load(Path(config.data)).template
-        except TwinGPTError:
-            return None
+        """ "qa" or "plain"; None where nothing says so."""
+        return template_of(self.run_dir)
 
     def describe(self) -> dict[str, Any]:
         """What the training view shows beside the curves."""

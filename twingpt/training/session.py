@@ -326,7 +326,7 @@ def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None)
                 f"{request.run_dir / CONFIG_FILE} is not as the run last wrote it: it goes on with what stands there"
             )
     data.check_model(config.model)
-    return dataclasses.replace(config, contacts=data.contacts), notes
+    return dataclasses.replace(config, contacts=data.contacts, template=data.template), notes
 
 
 def _train(request: TrainRequest) -> dict[str, Any]:

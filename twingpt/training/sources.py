@@ -19,6 +19,7 @@ from twingpt.data.tokens.arrays import ArrayBatches, TokenArrays
 from twingpt.data.tokens.batches import Batches, BatchSource
 from twingpt.data.tokens.cut import Cut
 from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.marks import TEMPLATES, Template
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.data.tokens.windows import Grid
@@ -43,6 +44,10 @@ class RunData(Protocol):
     @property
     def contacts(self) -> Contacts:
         """As `prepare --contacts` made them."""
+
+    @property
+    def template(self) -> Template | Literal[""]:
+        """As `prepare --template` made the samples; "" where nobody knows."""
 
     def fingerprint(self) -> dict[str, str]:
         """Hashes that a checkpoint must agree with to be resumed, by name."""
@@ -97,6 +102,10 @@ class DataFolder:
     @property
     def contacts(self) -> Contacts:
         return contacts_of(self.folder)
+
+    @property
+    def template(self) -> Template | Literal[""]:
+        return next((template for template in TEMPLATES if template == self.manifest.template), "")
 
     def fingerprint(self) -> dict[str, str]:
         hashes = f"{self.manifest.train.sha256} {self.manifest.val.sha256}"
@@ -188,6 +197,7 @@ class DataArrays:
     arrays: TokenArrays
     name: str = ARRAYS
     contacts: Contacts = "keep"
+    template: Template | Literal[""] = ""
 
     def fingerprint(self) -> dict[str, str]:
         return self.arrays.fingerprint()

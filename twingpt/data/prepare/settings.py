@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from twingpt.core.errors import UsageError
 from twingpt.core.setting import LARGEST_SEED, check_bounds, setting
@@ -76,6 +76,30 @@ class PrepareSettings:
                 )
         if self.template == "plain" and self.mask_prompt:
             raise UsageError("--mask-prompt needs --template qa: plain documents have no prompt")
+
+
+class PrepareOptions(TypedDict, total=False):
+    """The fields of PrepareSettings, any of which may be given by name, as a type checker and an editor know them."""
+
+    vocab_size: int | None
+    tokenizer_megabytes: float
+    block_size: int | None
+    template: Template
+    contacts: Contacts
+    country: str
+    val_fraction: float
+    max_samples: int | None
+    samples_per_doc: int
+    closed_share: float
+    summaries: bool
+    mask_prompt: bool
+    allow_long: bool
+    dedup: bool
+    drop_junk: bool
+    boilerplate: bool
+    encoding: str | None
+    max_undecodable: float
+    seed: int
 
 
 def contacts_of(data: Path) -> Contacts:
