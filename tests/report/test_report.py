@@ -267,9 +267,11 @@ def test_both_pages_in_a_browser(make_run: MakeRun, plain_data: Path, tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     views = json.loads(done.stdout)
-    assert len(views) == 8
+    assert len(views) == 16
     for view in views:
         assert view["problems"] == [], view
+        assert view["faults"] == [], view
+        assert view["cut"] == 0, view
         assert view["overflow"] <= 0, view
         assert view["otherLanguage"] == 0, view
         assert view["thisLanguage"] > 20, view
