@@ -263,7 +263,7 @@ def test_both_pages_in_a_browser(make_run: MakeRun, plain_data: Path, tmp_path: 
     script = Path(__file__).with_name("page.cjs")
     pages = [str(tmp_path / name) for name in ("report.html", "compare.html")]
     done = subprocess.run(
-        [node, str(script), str(tmp_path), str(CHROMIUM), *pages], capture_output=True, text=True, timeout=300
+        [node, str(script), str(tmp_path), str(CHROMIUM), *pages], capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     views = json.loads(done.stdout)
