@@ -1,6 +1,7 @@
 """What the server refuses: foreign pages, foreign names, files, keys, and requests that cannot be meant."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -247,8 +248,8 @@ def test_no_outside_host_stands_in_the_page() -> None:
 
     for path in STATIC.iterdir():
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
-        assert "http:" not in text, path
-        assert "https:" not in text, path
+        # A link that the text itself gives is made of a variable.
+        assert not re.search(r"https?://(?!\$\{value\})", text), path
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/static/none.js", "/v1/none"])

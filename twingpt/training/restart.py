@@ -90,6 +90,17 @@ class RunningMark:
             (run_dir / MARK_FILE).unlink()
 
     @property
+    def alive(self) -> bool:
+        """Whether its process is there; the folder must be one of this machine's."""
+        try:
+            os.kill(self.pid, 0)
+        except PermissionError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        return True
+
+    @property
     def advice(self) -> str:
         """What to tell the person who resumes."""
         said = f"the last process ended without a word at micro-batch {self.micro_batch} (killed, or by Metal)"
