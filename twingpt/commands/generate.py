@@ -201,7 +201,9 @@ def evaluate(
         raise UsageError(
             f"{data} was packed with another tokenizer than {run} was trained with: name the DATA of that run"
         )
-    batches = Batches(data, manifest, "val", engine.spec.block_size)
+    if manifest.validation_split == "train":
+        typer.echo(f"{data} has no text held out: the loss is that of the training text", err=True)
+    batches = Batches(data, manifest, manifest.validation_split, engine.spec.block_size)
     result = evaluate_loss(engine, batches, tokenizer.token_bytes(), batch_size)
     shown: dict[str, Any] = {
         "checkpoint": model.checkpoint,
