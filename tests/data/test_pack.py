@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.text.corpus import Documents
-from twingpt.data.text.held_out import HeldOut
+from twingpt.data.text.hold_out import HeldOut
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.pack import best_fit, pack_documents, pack_samples, token_dtype
 from twingpt.data.tokens.template import Sample, sample_segments

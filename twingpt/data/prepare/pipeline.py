@@ -36,7 +36,7 @@ from twingpt.data.prepare.write_samples import SHOWN_SAMPLES, sample_settings, w
 from twingpt.data.text import dedup
 from twingpt.data.text import inputs as raw_inputs
 from twingpt.data.text.corpus import Documents, WholeDocuments, seeded_order
-from twingpt.data.text.held_out import HeldOut, hold_out
+from twingpt.data.text.hold_out import HeldOut, hold_out
 from twingpt.data.tokens import pack
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.tokenizer import LARGEST_CHOSEN, Tokenizer, choose_vocab_size, train_tokenizer

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.text.corpus import Documents, Table
-from twingpt.data.text.held_out import HeldOut
+from twingpt.data.text.hold_out import HeldOut
 from twingpt.data.tokens.manifest import Manifest, Split
 from twingpt.data.tokens.marks import SPECIAL_TOKENS
 from twingpt.data.tokens.template import Sample, Segment, sample_segments

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from twingpt.data.text.corpus import Documents
 from twingpt.data.text.dedup import _as_pairs
-from twingpt.data.text.held_out import HeldOut, hold_out, sentence_borders
+from twingpt.data.text.hold_out import HeldOut, hold_out, sentence_borders
 
 SENTENCE = "그는 {number}번째로 집을 나섰고 비가 내렸다."
 
