@@ -84,7 +84,11 @@ def test_layout_is_kept_on_request(tmp_path: Path) -> None:
 
 
 def test_files_that_are_the_same_are_dropped_and_told(tmp_path: Path) -> None:
-    files = {"a.txt": STORY, "b.txt": INTERVIEW, "c.txt": STORY.replace("문단 39이다. 전화 112를 눌렀다", "눈이 왔고 잠들었다")}
+    files = {
+        "a.txt": STORY,
+        "b.txt": INTERVIEW,
+        "c.txt": STORY.replace("문단 39이다. 전화 112를 눌렀다", "눈이 왔고 잠들었다"),
+    }
     prepared, documents, _ = made(tmp_path, files)
     assert documents == [STORY, INTERVIEW]
     ((kind, share),) = prepared.report["clean"]["dropped_shares"].items()
