@@ -247,7 +247,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def prepare(folder: Path) -> Path:
     data = folder / "data"
-    args = ["prepare", EXAMPLE, "--out", data, "--template", "plain", "--vocab-size", 600]
+    args = ["prepare", EXAMPLE, "--out", data, "--template", "plain", "--separator", "blank-line", "--vocab-size", 600]
     subprocess.run([sys.executable, "-m", "twingpt", *map(str, args)], check=True, capture_output=True)
     return data
 

@@ -97,6 +97,8 @@ def train(
     preset: str | None = None,
     config: Path | str | None = None,
     resume: bool = False,
+    start_from: Path | str | None = None,
+    moments: bool = False,
     model: dict[str, Any] | None = None,
     token_bytes: Tokens | None = None,
     stop_at: int | None = None,
@@ -110,7 +112,8 @@ def train(
     tells callbacks of each. data: a DATA
     folder, or (train_tokens, val_tokens), 1-D integer arrays; None goes on with the run's own DATA. model, settings: of
     the fields of GPTSpec and TrainConfig those that differ from the preset and the config file. token_bytes: for
-    arrays, how many bytes of text each token stands for; None: 1 each. The other arguments are the options of the
+    arrays, how many bytes of text each token stands for; None: 1 each. start_from: a run with whose weights, and with
+    `moments` its optimizer's state, a new one begins (`--from`). The other arguments are the options of the
     command by the same names. Ctrl-C ends the program where it is, with what was saved last.
 
     Raises TwinGPTError or UsageError, with nothing written, if that cannot be done; reading the reports raises
@@ -132,6 +135,8 @@ def train(
         preset=preset,
         config_file=None if config is None else Path(config),
         resume=resume,
+        start_from=None if start_from is None else Path(start_from),
+        moments=moments,
         memory_limit=memory_limit,
         probe_memory=probe_memory,
         stop_at=stop_at,

@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from twingpt.data.prepare.pipeline import Prepared, Watcher
 
 
+MUCH = 0.05
+"""A step that drops more of the text is warned of."""
+KEEP_WITH = {
+    "exact duplicates dropped": "--no-dedup keeps them",
+    "near duplicates dropped": "--no-dedup keeps them",
+    "boilerplate lines dropped": "--no-boilerplate keeps them",
+    "lines of only code, log, URL or emoji dropped": "they stay without --drop-junk",
+}
+
+
 def progress_bars() -> Any:
     """A Watcher that draws on stderr, as a context manager."""
     from rich.console import Console
@@ -65,10 +75,18 @@ def show_summary(prepared: "Prepared", out: Path) -> None:
     changes: dict[str, Any] = report["clean"]["changes"] if "clean" in prepared.seconds else {}
     if changes:
         console.print(Text("\nWhat cleaning changed", style="bold"))
+    shares: dict[str, float] = report["clean"].get("dropped_shares", {}) if changes else {}
     for kind, change in changes.items():
-        console.print(Text(f"  {change['count']:>9,}  {kind}"))
+        share = f" ({shares[kind]:.1%} of the text)" if kind in shares else ""
+        console.print(Text(f"  {change['count']:>9,}  {kind}{share}"))
         for before, after in change["examples"][:1]:
             console.print(Text(f"             {_line(before)} -> {_line(after) or '(dropped)'}", style="dim"))
+    for kind, gone in shares.items():
+        if gone > MUCH:
+            keep = f": {KEEP_WITH[kind]}" if kind in KEEP_WITH else ""
+            console.print(
+                Text(f"warning: {kind}: {gone:.1%} of the text is gone{keep}", style="yellow"), soft_wrap=True
+            )
     shown: list[Any] = []
     if "pack" in prepared.seconds or "samples" in prepared.seconds:
         # Samples that were edited by hand are not those of the report any more.
@@ -103,13 +121,17 @@ def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if library:
         rows.append(("passages to find", f"{library['passages']:,}"))
     if tokenizer:
-        rows.append(("vocabulary", f"{tokenizer['vocab_size']:,} tokens"))
+        taken = ""
+        if "taken_from" in tokenizer:
+            taken = f" of {tokenizer['taken_from']}, as {tokenizer['why']}; --tokenizer new learns another"
+        rows.append(("vocabulary", f"{tokenizer['vocab_size']:,} tokens{taken}"))
     if samples:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in samples["by_kind"].items())
         rows.append(("samples", f"{samples['samples']:,} ({kinds}) from {samples['documents_used']:,} documents"))
     if pack:
         rows.append(("block size", f"{report['settings']['block_size']:,} tokens that the model sees at once"))
-        rows.append(("tokens", f"{pack['train_tokens']:,} to train on, {pack['val_tokens']:,} to validate"))
+        share = f" ({pack['val_share']:.1%} of the text)" if "val_share" in pack else ""
+        rows.append(("tokens", f"{pack['train_tokens']:,} to train on, {pack['val_tokens']:,} to validate{share}"))
         rows.append(("bytes a token", f"{pack['bytes_per_token']:.2f}"))
         if pack["layout"] == "rows":
             rows.append(("samples that fit", f"{pack['fitting']:.1%} (longest {pack['longest']:,} tokens)"))

@@ -188,6 +188,7 @@ def evaluate(
 ) -> None:
     """Loss, perplexity and bits per byte over the whole validation split, and answers about its documents."""
     from twingpt.core.sampling import Sampling
+    from twingpt.data.tokens.manifest import Manifest
     from twingpt.evaluation.evaluate import evaluate_model
     from twingpt.evaluation.held_out import AnswerSettings, write_answers
     from twingpt.generation.model import load
@@ -199,6 +200,8 @@ def evaluate(
         fill_contacts=fill_contacts,
         slots=batch_size,
     )
+    if Manifest.load(data).validation_split == "train":
+        typer.echo(f"{data} has no text held out: the loss is that of the training text", err=True)
     with _answering(quiet=as_json) as watcher:
         result = evaluate_model(
             load(run, backend, device),

@@ -74,7 +74,7 @@ def evaluate_model(
         raise UsageError(
             f"{data} was packed with another tokenizer than {named} was trained with: name the DATA of that run"
         )
-    batches = Batches(data, manifest, "val", model.spec.block_size)
+    batches = Batches(data, manifest, manifest.validation_split, model.spec.block_size)
     result = evaluate_loss(engine, batches, model.tokenizer.token_bytes(), batch_size)
     return Evaluated(
         checkpoint=model.checkpoint,

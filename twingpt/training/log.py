@@ -255,7 +255,8 @@ class TrainDisplay:
 
     def _step(self, report: StepReport) -> None:
         left = timedelta(seconds=round(report.seconds_left))
-        text = f"epoch {report.epoch:.2f}  loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tokens/s  {left} left"
+        speed = f"{report.tokens_per_second:,.0f} tokens/s"
+        text = f"epoch {report.epoch:.2f}  loss {report.loss:.4f}  {speed}  {left} left"
         if report.skipped:
             text += f"  {report.skipped} skipped"
         self._progress.update(self._task, completed=report.step, description=text)

@@ -59,6 +59,9 @@ def without_option(arguments: Sequence[str], name: str) -> list[str]:
 def restart_arguments(arguments: list[str], micro_batch: int, *, resume: bool) -> list[str]:
     """The command line again, with another --micro-batch and, if there is a checkpoint to go on from, --resume."""
     kept = without_option(arguments, "--micro-batch")
+    if resume:
+        # What it began with is in its own checkpoints by now.
+        kept = [argument for argument in without_option(kept, "--from") if argument != "--moments"]
     return [*kept, *(["--resume"] if resume and "--resume" not in kept else []), "--micro-batch", str(micro_batch)]
 
 

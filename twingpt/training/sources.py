@@ -14,6 +14,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import ARRAYS, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE, TOKENIZER_FILE
+from twingpt.data.prepare.given_tokenizer import note_trained
 from twingpt.data.prepare.settings import Contacts, contacts_of
 from twingpt.data.tokens.arrays import ArrayBatches, TokenArrays
 from twingpt.data.tokens.batches import Batches, BatchSource
@@ -122,7 +123,7 @@ class DataFolder:
         # The block size that the text was prepared for holds whatever the preset.
         own = {"vocab_size": self.manifest.vocab_size, "block_size": self.manifest.block_size}
         notes = []
-        if not self.manifest.val.tokens:
+        if self.manifest.validation_split == "train":
             notes = [f"{self.folder} has no text held out: the validation loss is that of the training text"]
         return {name: value for name, value in own.items() if name not in named or name == "vocab_size"}, notes
 
@@ -134,9 +135,7 @@ class DataFolder:
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         bos_id = self.tokenizer.bos_id
         train = Batches(self.folder, self.manifest, "train", block_size, seed, cut=cut, bos_id=bos_id)
-        # A single document cannot be divided, and a training without any validation would not show that it diverges.
-        held_out: Literal["train", "val"] = "val" if self.manifest.val.tokens else "train"
-        return train, Batches(self.folder, self.manifest, held_out, block_size)
+        return train, Batches(self.folder, self.manifest, self.manifest.validation_split, block_size)
 
     def windows(self, block_size: int) -> int:
         stride = block_size + (self.manifest.layout == "rows")
@@ -155,6 +154,7 @@ class DataFolder:
                 copy_whole(self.folder / name, run_dir / name)
             elif new:
                 (run_dir / name).unlink(missing_ok=True)
+        note_trained(self.folder)
         # A run of an older version has no record yet: its files count as its own from here on.
         record_files(run_dir, copied if has_record(run_dir) else FILES_OF_A_RUN, self.fingerprint())
 

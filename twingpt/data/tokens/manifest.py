@@ -53,6 +53,11 @@ class Manifest:
     val: Split
     format_version: int = FORMAT_VERSION
 
+    @property
+    def validation_split(self) -> Literal["train", "val"]:
+        """What to validate with: where nothing is held out, the training text: it still shows a run diverge."""
+        return "val" if self.val.tokens else "train"
+
     @classmethod
     def load(cls, data_dir: Path) -> "Manifest":
         """Read DATA/manifest.json. Raises TwinGPTError if it is missing, damaged or of another version."""
