@@ -1,4 +1,4 @@
-"""The page "What your file should look like": each example is given to `prepare`, and the page shows what that makes."""
+"""The page "What your file should look like": each example is given to `prepare`, and is what that makes of it."""
 
 import re
 from pathlib import Path
