@@ -3,11 +3,12 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twingpt.data.library.search import NEAR, B, Passage, bm25
 from twingpt.data.library.terms import question_terms, terms
+from twingpt.data.text.korean import cut_at_marks
 
 K1 = 0.4
 """BM25's saturation among sentences: which terms a sentence has says more than how often."""
@@ -21,14 +22,6 @@ CENTRAL = 0.5
 """Weight of how much of its passages a sentence shares, as part of the most that one shares: where the question says
 little, the sentence most like the rest stands for them."""
 
-_END = re.compile(r"[.!?…]+[\"'”’)\]」』》]*(?=\s)")
-# What is quoted or in brackets belongs to the sentence around it, unless it is so long that a closing mark is missing.
-_INSIDE = re.compile(
-    r"\([^()\n]{0,300}\)|\[[^\[\]\n]{0,300}\]|“[^“”\n]{0,300}”|‘[^‘’\n]{0,300}’|「[^「」\n]{0,300}」|『[^『』\n]{0,300}』"
-    r"|《[^《》\n]{0,300}》|(?<!\S)\"[^\"\n]{0,300}\"|(?<!\S)'[^'\n]{0,300}'"
-)
-# "John A. Macdonald", "Dr. Kim", "vs. 한국": a full stop that shortens a word; "1. 여권": a number of a list.
-_SHORTENED = re.compile(r"(?:^|[\s(])(?:[A-Z]|[A-Z][a-z]{0,2}|vs|No|pt|etc|\d{1,2})\.$")
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
@@ -43,18 +36,7 @@ class FoundSentence:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a passage, each as it stands there: cut at closing marks and at line ends."""
-    return [sentence for line in text.split("\n") for part in _cut(line) if (sentence := part.strip())]
-
-
-def _cut(line: str) -> Iterator[str]:
-    inside = [match.span() for match in _INSIDE.finditer(line)]
-    start = 0
-    for match in _END.finditer(line):
-        within = any(first < match.start() and match.end() < last for first, last in inside)
-        if not within and not _SHORTENED.search(line, start, match.end()):
-            yield line[start : match.end()]
-            start = match.end()
-    yield line[start:]
+    return [sentence for line in text.split("\n") for part in cut_at_marks(line) if (sentence := part.strip())]
 
 
 def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:

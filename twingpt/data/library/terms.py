@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from operator import add
 
 _RUN = re.compile(r"[가-힣]+|[一-鿿]+|[0-9a-z]+")
 
@@ -17,7 +18,7 @@ def terms(text: str) -> list[str]:
         if len(run) == 1 or run.isascii():
             found.append(run)
         else:
-            found += [run[i : i + 2] for i in range(len(run) - 1)]
+            found += map(add, run, run[1:])
     return found
 
 

