@@ -155,6 +155,8 @@ def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callabl
     config = resolved.config
     if resolved.checkpoint is not None:
         check_resumable(config, resolved.fingerprint, resolved.checkpoint)
+    else:
+        resolved.data.check_new_run()
     train, val = resolved.data.batches(config.model.block_size, config.train.seed)
     startup_check(request.backend, config.model, config.train.engine(request.device))
     beat()
