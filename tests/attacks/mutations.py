@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.weights.test_mutations import BYTES, HEADER, edited, saved_state
+from tests.weights.test_mutations import BYTES, HEADER, edited, header_spec, saved_state
 from tests.weights.test_mutations import SPEC as CHECKPOINT_SPEC
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.data.contacts import Contact
 from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE, MANIFEST_FILE, TOKENIZER_FILE
@@ -29,8 +30,7 @@ from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from twingpt.training.config import RunConfig, TrainConfig
 from twingpt.training.log import read_metrics
 from twingpt.weights.checkpoint import Progress, read_checkpoint, write_checkpoint
-from twingpt.weights.huggingface import export_hf, import_hf
-from twingpt.weights.naming import Types
+from twingpt.weights.huggingface import Types, export_hf, import_hf
 
 TIME_LIMIT_S = 20
 Told = tuple[int, str, str | None]
@@ -84,7 +84,11 @@ FORMATS: dict[str, tuple[str, Callable[[Path], object], bool]] = {
     "exported config": ("config.json", read_exported, False),
     "exported weights": ("model.safetensors", read_exported, False),
     "metrics": ("metrics.jsonl", read_metrics, False),
-    "checkpoint weights": ("checkpoint/model.safetensors", lambda folder: read_checkpoint_of(folder / "checkpoint"), True),
+    "checkpoint weights": (
+        "checkpoint/model.safetensors",
+        lambda folder: read_checkpoint_of(folder / "checkpoint"),
+        True,
+    ),
     "checkpoint state": ("checkpoint/state.json", lambda folder: read_checkpoint_of(folder / "checkpoint"), True),
 }
 
@@ -93,10 +97,12 @@ def write_all(folder: Path) -> None:
     """A small file of each format."""
     documents = [LibraryDocument("이민국", (_TEXT[0],), "a.txt", 1), LibraryDocument("은행", (_TEXT[1],), "a.txt", 2)]
     build_library(folder / LIBRARY_FILE, documents)
-    contacts = [Contact("TEL", "(02) 8555-0123", "이민국", 0, 4)]
+    contacts = [Contact("TEL", "(02) 8555-0123", "02-8555-0123", 0, 14, "이민국", 1, "이민국")]
     ContactStore.create(folder / CONTACTS_FILE, iter(contacts)).close()
     train_tokenizer(iter(_TEXT), 280).save(folder / TOKENIZER_FILE)
-    RunConfig(model=GPTSpec(vocab_size=280, block_size=8, n_layer=1, n_head=1, n_embd=8), train=TrainConfig(), data="d").save(folder)
+    RunConfig(
+        model=GPTSpec(vocab_size=280, block_size=8, n_layer=1, n_head=1, n_embd=8), train=TrainConfig(), data="d"
+    ).save(folder)
     example = Path(__file__).parents[1] / "fixtures" / "v0.1" / "data" / MANIFEST_FILE
     shutil.copyfile(example, folder / MANIFEST_FILE)
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "val_loss": 2.25}\n')
@@ -104,10 +110,10 @@ def write_all(folder: Path) -> None:
     state = saved_state()
     write_checkpoint(folder / "checkpoint", CHECKPOINT_SPEC, state, Progress(step=7, fingerprint={"data": "abc"}))
     spec = GPTSpec(vocab_size=11, block_size=4, n_layer=1, n_head=1, n_embd=8, activation="gelu_tanh")
-    from twingpt.core.params import parameter_table
-
     generator = np.random.default_rng(0)
-    weights = {p.name: generator.standard_normal(p.shape).astype(np.float32) for p in parameter_table(spec)}
+    weights = {
+        name: generator.standard_normal(one.shape).astype(np.float32) for name, one in parameter_table(spec).items()
+    }
     export_hf(folder, spec, weights, config={}, generation={}, types=Types(), bare_names=False)
 
 
@@ -136,7 +142,20 @@ def toml_value(content: bytes, rng: random.Random) -> bytes:
     """The value of one setting."""
     lines = content.split(b"\n")
     at = rng.choice([number for number, line in enumerate(lines) if b" = " in line])
-    values = (b"nan", b"inf", b"-1", b"0", b"10000000000000", b'"x"', b"true", b"[]", b"{}", b"1979-05-27", b"1e400", b"")
+    values = (
+        b"nan",
+        b"inf",
+        b"-1",
+        b"0",
+        b"10000000000000",
+        b'"x"',
+        b"true",
+        b"[]",
+        b"{}",
+        b"1979-05-27",
+        b"1e400",
+        b"",
+    )
     lines[at] = lines[at].split(b" = ")[0] + b" = " + rng.choice(values)
     return b"\n".join(lines)
 
@@ -149,7 +168,8 @@ def damaged(name: str, content: bytes, rng: random.Random) -> tuple[str, bytes]:
     elif name.endswith(".toml"):
         kinds += [toml_value] * 8
     elif name.endswith(".safetensors"):
-        kinds += [*HEADER] * 2
+        # What other programs write has no spec in its header.
+        kinds += [one for one in HEADER if name != "model.safetensors" or one is not header_spec] * 2
     kind = rng.choice(kinds)
     return kind.__name__, kind(content, rng)
 

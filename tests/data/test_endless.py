@@ -48,7 +48,7 @@ def pipe(tmp_path: Path) -> Path:
 def test_what_is_no_file_is_refused_before_it_is_opened(
     pipe: Path, read: Callable[[Path], object], endless: str
 ) -> None:
-    with pytest.raises(TwinGPTError, match="pipe or a device|is no file"):
+    with pytest.raises(TwinGPTError, match=r"pipe or a device|is no file"):
         read(pipe if endless == "pipe" else Path(endless))
 
 
@@ -111,7 +111,7 @@ def test_stdin_without_end_stops_before_the_disk_is_full(
         heard.advance(size)
         os.write(piped, LINE)
 
-    with pytest.raises(TwinGPTError, match="has given .* bytes so far"):
+    with pytest.raises(TwinGPTError, match=r"has given .* bytes so far"):
         StdinAsFile(["-"], tmp_path / "data", advance=advance).__enter__()
     os.close(piped)
     assert heard.sizes == [len(LINE)]
