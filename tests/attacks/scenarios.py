@@ -108,8 +108,9 @@ def check_data(work: Path, before: Files, after: Files) -> None:
             continue
         found = {f"data/{name}": now.get(f"data/{name}") for name in names}
         if all(found != {name: files.get(name) for name in found} for files in (before, after)):
+            known = ((before, "old"), (after, "new"))
             of = [
-                f"{name}: {'old' if content == before.get(name) else 'new' if content == after.get(name) else 'neither'}"
+                f"{name}: {next((word for files, word in known if files.get(name) == content), 'neither')}"
                 for name, content in found.items()
             ]
             raise BrokenError(f"{reader.__name__} takes a mixed folder: {', '.join(of)}")

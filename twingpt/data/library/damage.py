@@ -20,7 +20,7 @@ Method = Callable[Concatenate[Owner, Arguments], Result]
 
 
 def damage_told(remedy: str) -> Callable[[Method[Owner, Arguments, Result]], Method[Owner, Arguments, Result]]:
-    """For a method that reads the file `path` of its object: damage becomes TwinGPTError, which ends with the remedy."""
+    """For a method that reads the file `path` of its object: damage becomes TwinGPTError that names the remedy."""
 
     def decorate(method: Method[Owner, Arguments, Result]) -> Method[Owner, Arguments, Result]:
         @functools.wraps(method)
