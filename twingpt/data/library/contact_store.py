@@ -91,7 +91,7 @@ class ContactStore:
             db.execute(f"SELECT {_COLUMNS} FROM contact LIMIT 1").fetchall()
             db.execute("SELECT rowid FROM place LIMIT 1").fetchall()
             db.execute("SELECT title FROM topic LIMIT 1").fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             db.close()
             raise TwinGPTError(f"{path} is no contact store ({error}): run `twingpt prepare` again") from None
         return cls(db, path)
