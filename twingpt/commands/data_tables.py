@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,27 @@ KEEP_WITH = {
     "boilerplate lines dropped": "--no-boilerplate keeps them",
     "lines of only code, log, URL or emoji dropped": "they stay without --drop-junk",
 }
+LINE_EVERY_S = 10.0
+
+
+class LinesNowAndThen:
+    """What was read and how fast, on stderr: for a log, and for an input without an end."""
+
+    def __init__(self) -> None:
+        self.start("")
+
+    def start(self, stage: str) -> None:
+        self._stage, self._done = stage, 0
+        self._started = self._told = time.monotonic()
+
+    def advance(self, size: int) -> None:
+        self._done += size
+        now = time.monotonic()
+        if now - self._told >= LINE_EVERY_S:
+            speed = self._done / (now - self._started)
+            sys.stderr.write(f"{self._stage}: {self._done / 1e6:,.1f} MB so far, {speed / 1e6:,.1f} MB/s\n")
+            sys.stderr.flush()
+            self._told = now
 
 
 def progress_bars() -> Any:
@@ -29,15 +51,18 @@ def progress_bars() -> Any:
 
     class Bars(Watcher):
         def __init__(self) -> None:
+            console = Console(file=sys.stderr)
             self._progress = Progress(
                 TextColumn("{task.description:<10}"),
                 BarColumn(),
                 DownloadColumn(),
                 TransferSpeedColumn(),
                 TimeRemainingColumn(elapsed_when_finished=True),
-                console=Console(file=sys.stderr),
+                console=console,
             )
             self._task = self._progress.add_task("", visible=False)
+            # Where no bar can move, a line now and then says that work goes on.
+            self._lines = None if console.is_terminal else LinesNowAndThen()
 
         def __enter__(self) -> "Watcher":
             self._progress.__enter__()
@@ -46,11 +71,18 @@ def progress_bars() -> Any:
         def __exit__(self, *error: Any) -> None:
             self._progress.__exit__(*error)
 
-        def start(self, stage: str, total: int) -> None:
+        def start(self, stage: str, total: int | None) -> None:
+            before = self._progress.tasks[self._task]
+            if before.total is None:
+                self._progress.update(self._task, total=before.completed)
             self._task = self._progress.add_task(stage, total=total)
+            if self._lines:
+                self._lines.start(stage)
 
         def advance(self, size: int) -> None:
             self._progress.advance(self._task, size)
+            if self._lines:
+                self._lines.advance(size)
 
         def finish(self, result: Any) -> None:
             total = self._progress.tasks[self._task].total

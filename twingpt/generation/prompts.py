@@ -9,6 +9,9 @@ from twingpt.data.tokens.tokenizer import Tokenizer
 # Of the bytes of a file; as `prepare` has it by default.
 MAX_UNDECODABLE = 0.01
 
+LARGEST_TEXT = 200_000_000
+"""Characters of a text that is held in memory as a whole; packed, a small file may hold any number."""
+
 
 def cleaned(text: str) -> str:
     """Text as `prepare` leaves it: see twingpt.data.text.characters.cleaned."""
@@ -25,12 +28,21 @@ def read_text(path: Path, *, forms: bool = True) -> str:
     Raises TwinGPTError if the file cannot be read, is binary, or holds no text.
     """
     from twingpt.data.text.changes import Changes
-    from twingpt.data.text.inputs import Source
+    from twingpt.data.text.inputs import NO_FILE, Source
     from twingpt.data.text.reading import read_source
 
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise TwinGPTError(f"{path} {NO_FILE}, which may have no end: save what it gives as a file")
     changes = Changes()
-    read = read_source(Source(str(path), path), changes, max_undecodable=1, forms=forms)
-    text = "".join(piece for piece, _ in read)
+    pieces, size = [], 0
+    for piece, _ in read_source(Source(str(path), path), changes, max_undecodable=1, forms=forms):
+        pieces.append(piece)
+        size += len(piece)
+        if size > LARGEST_TEXT:
+            raise TwinGPTError(
+                f"{path} holds more than {LARGEST_TEXT:,} characters: run `twingpt prepare` on it, and ask its DATA"
+            )
+    text = "".join(pieces)
     text = cleaned(text) if forms else "\n".join(cleaned(line) for line in text.splitlines()).strip()
     lost = changes.counts.get("undecodable bytes", 0)
     if lost > MAX_UNDECODABLE * path.stat().st_size:

@@ -99,6 +99,8 @@ def named_settings(preset: str | None, config_file: Path | None) -> tuple[dict[s
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises TwinGPTError if the file is missing or is not TOML."""
+    if path.exists() and not path.is_file():
+        raise TwinGPTError(f"{path} is no file: name a TOML file")
     try:
         # Some editors put a mark before the text, which is none of it.
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))

@@ -165,6 +165,8 @@ def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callabl
     config = resolved.config
     if resolved.checkpoint is not None:
         check_resumable(config, resolved.fingerprint, resolved.checkpoint)
+    else:
+        resolved.data.check_new_run()
     if resolved.start is not None:
         resolved.start.begin(request.run_dir, config.model, config.train, resolved.fingerprint)
     train, val = resolved.data.batches(config.model.block_size, config.train.seed, config.train.cut)

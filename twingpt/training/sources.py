@@ -13,11 +13,13 @@ from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
-from twingpt.data.files import ARRAYS, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE, TOKENIZER_FILE
+from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE, TOKENIZER_FILE
 from twingpt.data.prepare.given_tokenizer import note_trained
 from twingpt.data.prepare.settings import Contacts, contacts_of
+from twingpt.data.prepare.stages import recorded
 from twingpt.data.tokens.arrays import ArrayBatches, TokenArrays
 from twingpt.data.tokens.batches import Batches, BatchSource
+from twingpt.data.tokens.custody import content_of
 from twingpt.data.tokens.cut import Cut
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.marks import TEMPLATES, Template
@@ -58,6 +60,9 @@ class RunData(Protocol):
 
     def check_model(self, spec: GPTSpec) -> None:
         """Raises UsageError if the model's vocabulary is not that of the data."""
+
+    def check_new_run(self) -> None:
+        """Raises TwinGPTError if what a new run would take along from the data is not of one text."""
 
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         """Those to train on, and those to validate with. Raises TwinGPTError if the data are too short for them."""
@@ -131,6 +136,21 @@ class DataFolder:
         size = self.manifest.vocab_size
         if spec.vocab_size != size:
             raise UsageError(f"model.vocab_size = {spec.vocab_size}, but the tokenizer in {self.folder} has {size}")
+
+    def check_new_run(self) -> None:
+        # A `prepare` of another text that was interrupted leaves some files of each, every one whole by itself. A run
+        # that goes on has its own files already, and its DATA may have a newer text for `data library`.
+        packed = self.manifest.text_sha256
+        cleaned = self.folder / CLEANED_FILE
+        of = {LIBRARY_FILE: recorded(self.folder, "library", "report", "text")}
+        if cleaned.is_file():
+            of[CLEANED_FILE] = content_of(cleaned, np.dtype(np.uint8)).sha256
+        for name, text in of.items():
+            if text is not None and text != packed:
+                raise TwinGPTError(
+                    f"{self.folder / name} is of another text than {self.folder / self.manifest.train.file}: "
+                    "run `twingpt prepare` again, or each stage after the one that made it"
+                )
 
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         bos_id = self.tokenizer.bos_id
@@ -219,6 +239,8 @@ class DataArrays:
                 f"give {largest + 1:,} or more"
             )
         self.arrays.bytes_of(spec.vocab_size)
+
+    def check_new_run(self) -> None: ...
 
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         train = ArrayBatches(self.arrays.train, block_size, seed, least=block_size + 1, cut=cut)

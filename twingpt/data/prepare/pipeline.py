@@ -65,8 +65,8 @@ _VALIDATION_BYTES_A_TOKEN, _LEAST_BYTES_A_TOKEN = 8, 3
 class Watcher:
     """Hears how far a stage is. This one says nothing; `commands.data` shows a progress bar."""
 
-    def start(self, stage: str, total: int) -> None:
-        """A stage begins that has `total` bytes to go through."""
+    def start(self, stage: str, total: int | None) -> None:
+        """A stage begins that has `total` bytes to go through; None where nobody knows how many."""
 
     def advance(self, size: int) -> None: ...
 
@@ -171,9 +171,11 @@ class Job:
     def run_clean(self, inputs: Sequence[str]) -> StageResult:
         if not inputs:
             raise UsageError("no text given: name files or folders, or - for stdin")
-        with StdinAsFile(inputs, self._out) as given:
+        watcher = self.watcher
+        with StdinAsFile(inputs, self._out, lambda: watcher.start("stdin", None), watcher.advance) as given:
             found = raw_inputs.find_sources(given)
-            files = [raw_inputs.fingerprint(source) for source in found.sources]
+            watcher.start("reading", raw_inputs.size_of_all(found.sources))
+            files = [raw_inputs.fingerprint(source, watcher.advance) for source in found.sources]
             size = sum(file.size for file in files)
 
             # What is passed over stands in the report, so it decides too whether the report is the same.
@@ -215,9 +217,16 @@ class Job:
             passages = build_library(folder / LIBRARY_FILE, read, partial(ordered_map, workers=workers))
             least_fit = calibrate(folder / LIBRARY_FILE)
             content = content_of_library(folder / LIBRARY_FILE)
-            return {"documents": len(documents), "passages": passages, "least_fit": least_fit, "content": content}
+            return {
+                "documents": len(documents),
+                "passages": passages,
+                "least_fit": least_fit,
+                "content": content,
+                "text": text,
+            }
 
-        key = self.key("library", (), text=file_sha256(cleaned), files=files, format=FORMAT_VERSION)
+        text = file_sha256(cleaned)
+        key = self.key("library", (), text=text, files=files, format=FORMAT_VERSION)
         return self.workspace.run("library", key, make, needed=3 * size)
 
     # -- tokenizer -----------------------------------------------------------------------------------------------

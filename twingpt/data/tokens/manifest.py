@@ -68,8 +68,10 @@ class Manifest:
             raise TwinGPTError(
                 f"{data_dir} holds no {MANIFEST_FILE}: make it with `twingpt prepare RAW.txt --out {data_dir}`"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TwinGPTError(f"{path} cannot be read ({error}): run `twingpt prepare` again") from None
+        if not isinstance(raw, dict):
+            raise TwinGPTError(f"{path} is damaged (it holds no object): run `twingpt prepare` again")
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise TwinGPTError(
