@@ -20,6 +20,8 @@ from twingpt.training.recipe import TrainConfig
     "train",
     TrainConfig,
     "steps",
+    "epochs",
+    "cut",
     "batch_size",
     "micro_batch",
     "activation_checkpointing",
@@ -34,6 +36,8 @@ from twingpt.training.recipe import TrainConfig
     "seed",
     "log_every",
     "eval_every",
+    "eval_epochs",
+    "average",
     "save_every",
     "keep_last",
 )
