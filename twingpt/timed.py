@@ -197,10 +197,10 @@ def told(plan: Plan) -> list[str]:
         f"{duration(plan.steps * plan.step_seconds)}",
         f"epochs: {plan.rounds:.1f} rounds of the text, each cut anew; {why}",
     ]
-    if train.get("average"):
+    if train.get("average") and train.get("decay_epochs"):
         lines.append(
-            f"against learning by heart: dropout {plan.model.get('dropout', 0.0):g}, weight decay "
-            f"{train.get('weight_decay', 0.0):g}, and an average of the weights over the last "
+            f"against learning by heart: dropout {plan.model.get('dropout', 0.0):g}, weight decay over "
+            f"{train['decay_epochs']:g} epochs, and an average of the weights over the last "
             f"{100 * train['average']:.0f} % of the updates"
         )
     return lines

@@ -35,6 +35,7 @@ LEAST = 10.0
     "schedule",
     "warmup_steps",
     "weight_decay",
+    "decay_epochs",
     "grad_clip",
     "precision",
     "seed",

@@ -32,7 +32,7 @@ of 100 kB of reviews the validation loss turned after 6.4 at a constant rate (2 
 
 FEW_ROUNDS = 4.0
 """Repeats are worth about as much as new text up to here (Muennighoff and others, arXiv 2305.16264)."""
-AVERAGE, DROPOUT, WEIGHT_DECAY = 0.1, 0.1, 0.5
+AVERAGE, DROPOUT, DECAY_EPOCHS = 0.1, 0.1, 0.65
 """Against learning by heart, as benchmarks/fixed_text.py found them for a model of 4 x 128 and 3 MB."""
 
 BATCHES = (16, 8, 4, 2, 1)
@@ -165,7 +165,7 @@ def recipe_for(rounds: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings of the model, of the training) over PRESET for so many rounds of one text, after fixed_text.py."""
     if rounds <= FEW_ROUNDS:
         return {}, {"average": AVERAGE}
-    return {"dropout": DROPOUT}, {"average": AVERAGE, "weight_decay": WEIGHT_DECAY}
+    return {"dropout": DROPOUT}, {"average": AVERAGE, "decay_epochs": DECAY_EPOCHS}
 
 
 def affordable(seconds: float, step_seconds: float) -> int:
@@ -182,6 +182,8 @@ def _plan(config: RunConfig, given: Given, backend: BackendName, step: float, te
     every = max(1, -(-steps // EVALUATIONS))
     rounds = steps * a_step / text_tokens
     regular, recipe = ({}, {}) if given.preset != PRESET else recipe_for(rounds)
+    if "weight_decay" in given.named_train:
+        recipe.pop("decay_epochs", None)
     return Plan(
         backend=backend,
         model={**{name: getattr(spec, name) for name in SIZES}, **regular, **given.named_model},
