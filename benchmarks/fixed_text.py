@@ -1,12 +1,12 @@
 """Many epochs of a text that does not grow: which recipe ends with the fewest bits a byte?
 
-    python benchmarks/fixed_text.py TEXT --out FOLDER [--only NAME ...]
+    python benchmarks/fixed_text.py TEXT --out FOLDER [--only NAME ...] [--megabytes 3] [--width 128]
 
 Takes the first 3 MB of TEXT's documents (parted by blank lines), a twentieth of them held out to choose epochs and
 checkpoints by, another to report; a vocabulary of 4,000; 4 layers x 128, context 256: about as many tokens a parameter
 as 100 MB give preset `modern`. Trains each of RUNS, one after another, in FOLDER. A run that stands there already is
 gone on with, or taken as it is, and its result is written as soon as it is known, so that the search can be interrupted
-at any time. Writes results/fixed_text.json and fixed_text.png beside this file.
+at any time. Writes results/fixed_text.json beside this file.
 """
 
 import argparse
@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import twingpt
-from twingpt.core.backend import EngineConfig, create_backend
+from twingpt.core.backend import DeviceChoice, EngineConfig, create_backend
 from twingpt.data.tokens.arrays import ArrayBatches
 from twingpt.data.tokens.tokenizer import train_tokenizer
 from twingpt.training.log import EvalReport
 from twingpt.training.validation import evaluate
 from twingpt.weights.checkpoint import load_checkpoint
 
-TEXT_BYTES = 3_000_000
 VOCAB_SIZE = 4000
 MODEL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256, "vocab_size": VOCAB_SIZE}
 PARTS = {"choose": {0}, "report": {1}, "train": set(range(2, 20))}
@@ -59,7 +58,7 @@ RUNS = [
 ]
 
 
-def data(text: Path, folder: Path) -> dict[str, NDArray[np.int32]]:
+def data(text: Path, folder: Path, size_limit: float) -> dict[str, NDArray[np.int32]]:
     """The tokens of each part, and how many bytes each token stands for, made once."""
     path = folder / "tokens.npz"
     if path.is_file():
@@ -67,7 +66,7 @@ def data(text: Path, folder: Path) -> dict[str, NDArray[np.int32]]:
     documents, size = [], 0
     for document in text.read_text(encoding="utf-8").split("\n\n"):
         size += len(document.strip().encode())
-        if size > TEXT_BYTES:
+        if size > size_limit:
             break
         if document.strip():
             documents.append(document.strip())
@@ -86,7 +85,9 @@ def data(text: Path, folder: Path) -> dict[str, NDArray[np.int32]]:
     return found
 
 
-def measured(run: Run, tokens: dict[str, NDArray[np.int32]], folder: Path, backend: str) -> dict[str, Any]:
+def measured(
+    run: Run, tokens: dict[str, NDArray[np.int32]], folder: Path, backend: str, device: DeviceChoice, width: int
+) -> dict[str, Any]:
     """Train a run to its end, and evaluate the weights that it calls its best on the documents to report."""
     path, windows = folder / run.folder, tokens["train"].size / MODEL["block_size"]
     settings = {"eval_every": max(1, round(windows / 16)), "save_every": 0, "eval_windows": 0, "sample_tokens": 0}
@@ -95,10 +96,10 @@ def measured(run: Run, tokens: dict[str, NDArray[np.int32]], folder: Path, backe
         data=(tokens["train"], tokens["choose"]),
         token_bytes=tokens["token_bytes"],
         backend=backend,
-        device="cpu",
+        device=device,
         preset=None if (path / "checkpoints").is_dir() else "modern",
         resume=(path / "checkpoints").is_dir(),
-        model={**MODEL, **run.model},
+        model={**MODEL, "n_embd": width, **run.model},
         steps=round(run.epochs * windows / 16),
         seed=run.seed,
         **{**settings, **run.train},
@@ -107,7 +108,7 @@ def measured(run: Run, tokens: dict[str, NDArray[np.int32]], folder: Path, backe
         if isinstance(report, EvalReport):
             print(f"{run.folder}: step {report.step}, {report.best.bits_per_byte:.4f} bits a byte", flush=True)
     best = load_checkpoint(path / "best", optimizer=False)
-    engine = create_backend(backend, best.spec, EngineConfig(device="cpu"))
+    engine = create_backend(backend, best.spec, EngineConfig(device=device))
     engine.load_state(best.state)
     bits = {
         part: evaluate(engine, ArrayBatches(tokens[part], MODEL["block_size"]), tokens["token_bytes"], 16).bits_per_byte
@@ -133,16 +134,20 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backend", default="mps")
+    parser.add_argument("--device", choices=["auto", "gpu", "cpu"], default="cpu")
+    parser.add_argument("--megabytes", type=float, default=3.0)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "fixed_text.json")
     parser.add_argument("--only", nargs="+", help="names of runs", default=None)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    tokens = data(options.text, options.out)
-    path = Path(__file__).parent / "results" / "fixed_text.json"
+    tokens = data(options.text, options.out, options.megabytes * 1e6)
+    path = options.results
     for run in RUNS:
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": {}}
         if run.folder in known["runs"] or (options.only is not None and run.name not in options.only):
             continue
-        found = measured(run, tokens, options.out, options.backend)
+        found = measured(run, tokens, options.out, options.backend, options.device, options.width)
         known["machine"] = platform.platform()
         known["runs"][run.folder] = found
         path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
