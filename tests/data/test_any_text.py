@@ -111,8 +111,8 @@ def test_the_report_tells_the_country(tmp_path: Path) -> None:
         "\n\n".join(f"안내 {n}\n전화: 02-8555-01{n:02}" for n in range(60)), encoding="utf-8"
     )
     for country, code in (("PH", "+63"), ("KR", "+82")):
-        settings = PrepareSettings(template="plain", vocab_size=300, block_size=16, country=country, dedup=False)
-        report = prepare([str(tmp_path / "raw.txt")], tmp_path / "data", settings, workers=1).report
+        settings = PrepareSettings(country=country, dedup=False)
+        report = prepare([str(tmp_path / "raw.txt")], tmp_path / "data", settings, workers=1, stages=["clean"]).report
         assert report["clean"]["country"] == report["settings"]["country"] == country
         assert f"TEL: {code} 2 8555 0101" in (tmp_path / "data" / "cleaned.txt").read_text(encoding="utf-8")
 

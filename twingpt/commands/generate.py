@@ -200,11 +200,12 @@ def evaluate(
         fill_contacts=fill_contacts,
         slots=batch_size,
     )
+    model = load(run, backend, device)
     if Manifest.load(data).validation_split == "train":
         typer.echo(f"{data} has no text held out: the loss is that of the training text", err=True)
     with _answering(quiet=as_json) as watcher:
         result = evaluate_model(
-            load(run, backend, device),
+            model,
             data,
             questions=prompts,
             seed=seed,
