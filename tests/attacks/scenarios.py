@@ -14,6 +14,7 @@ from tests.attacks.faulty import KILLED, Host, Mode, host
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.files import LIBRARY_FILE
 from twingpt.data.library.search import Library
+from twingpt.training.log import MEASURED
 from twingpt.training.sources import DataFolder
 from twingpt.weights.checkpoint import CheckpointStore, read_checkpoint
 from twingpt.weights.run_folder import library_of
@@ -40,7 +41,7 @@ sample_tokens = 2
 """
 # Of one text and two versions of another: what is in each is known, and a mixture of them can be told.
 PREPARE = ("--template", "plain", "--vocab-size", "400")
-MEASURED = ("tokens_per_second", "memory", "seconds")
+NO_PART = (*MEASURED, "seconds")
 """What a line of metrics or a stage's record says of the machine, and not of the work."""
 
 Files = dict[str, bytes]
@@ -78,7 +79,7 @@ def _without_measures(path: Path) -> bytes:
     if path.name == "metrics.jsonl" or (path.parent.name == ".stages" and path.suffix == ".json"):
         lines = content.splitlines() if path.suffix == ".jsonl" else [content]
         values = [json.loads(line) for line in lines]
-        kept = [{name: value for name, value in each.items() if name not in MEASURED} for each in values]
+        kept = [{name: value for name, value in each.items() if name not in NO_PART} for each in values]
         return json.dumps(kept, sort_keys=True).encode()
     return content
 
