@@ -24,6 +24,10 @@ Status = Literal["finished", "running", "killed", "stopped"]
 Point = tuple[float, float]
 
 
+EVALUATED = ("val_loss", "perplexity", "bits_per_byte", "average_val_loss", "average_bits_per_byte")
+"""What lines of evaluations hold."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What a run was trained on. name: of the folder, without its path. same: whether it holds what was trained on."""
@@ -82,8 +86,13 @@ class History:
 
     def points(self, name: str) -> list[Point]:
         """(step, value) wherever the log has a finite `name`."""
-        lines = self.evaluations if name in ("val_loss", "perplexity", "bits_per_byte") else self.updates
+        lines = self.evaluations if name in EVALUATED else self.updates
         return [(line["step"], line[name]) for line in lines if _finite(line.get(name))]
+
+    def best_points(self, name: str) -> list[Point]:
+        """The same of the weights or of their average, whichever is better at that step."""
+        averaged = dict(self.points(f"average_{name}"))
+        return [(step, min(found, averaged.get(step, found))) for step, found in self.points(name)]
 
     def by_tokens(self, points: Sequence[Point]) -> list[Point]:
         """The same points over the tokens that had been counted by then; none in a log without such counts."""
@@ -114,7 +123,7 @@ class History:
     def figures(self) -> Figures:
         spec, updates = self.config.model, self.updates
         last = updates[-1] if updates else {}
-        losses, bits = self.points("val_loss"), self.points("bits_per_byte")
+        losses, bits = self.best_points("val_loss"), self.best_points("bits_per_byte")
         best = min(losses, key=lambda point: point[1], default=None)
         speeds = [value for _, value in self.points("tokens_per_second")]
         speed = statistics.median(speeds) if speeds else None

@@ -80,12 +80,14 @@ def panels(history: History) -> list[Panel]:
             verticals=history.handovers,
         )
 
+    averaged = history.points("average_val_loss")
     return [
         Panel(
             name="loss",
             lines=[
                 Line(label="training", points=history.points("loss"), colour="s1", smooth=True),
                 Line(label="validation", points=history.points("val_loss"), colour="s2", marks=True),
+                *([Line(label="averaged", points=averaged, colour="s3", marks=True)] if averaged else []),
             ],
             spikes=spikes,
             verticals=history.handovers,

@@ -38,6 +38,7 @@ WORDS: dict[str, Words] = {
     "loss": ("Loss, nats a token", "손실 (토큰당 nat)"),
     "training": ("training", "학습"),
     "validation": ("validation", "검증"),
+    "averaged": ("validation, averaged weights", "검증(평균 가중치)"),
     "bits-per-byte": ("Validation, bits per byte", "검증, 바이트당 비트"),
     "learning-rate": ("Learning rate", "학습률"),
     "gradient-norm": ("Gradient norm, before clipping", "그래디언트 노름 (자르기 전)"),

@@ -27,6 +27,7 @@ export function startTraining() {
       series: [
         { key: "loss", label: "chart.loss.train", colour: "--s1" },
         { key: "val_loss", label: "chart.loss.val", colour: "--s2", width: 2.25, points: true },
+        { key: "average_val_loss", label: "chart.loss.average", colour: "--s3", width: 2.25, points: true },
       ],
     }),
     new Chart(parent, {
@@ -141,15 +142,17 @@ function showStats(list, now) {
   const loss = last(list, "loss");
   const val = last(list, "val_loss");
   const memory = last(list, "memory");
+  // Whatever uses the run takes the weights or their average, whichever is better.
+  const lowest = (row) => Math.min(row.val_loss, row.average_val_loss ?? Infinity);
   const losses = list.filter((row) => Number.isFinite(row.val_loss));
-  const best = losses.length ? losses.reduce((a, b) => (b.val_loss < a.val_loss ? b : a)) : null;
+  const best = losses.length ? losses.reduce((a, b) => (lowest(b) < lowest(a) ? b : a)) : null;
   const skipped = list.reduce((sum, row) => sum + (row.skipped ?? 0), 0);
   const stats = [
     ["stat.loss", loss && number(loss.loss, 4), skipped ? t("stat.skipped", { n: skipped }) : ""],
     [
       "stat.val",
       val && number(val.val_loss, 4),
-      best && t("stat.best", { value: number(best.val_loss, 4), step: number(best.step) }),
+      best && t("stat.best", { value: number(lowest(best), 4), step: number(best.step) }),
     ],
     ["stat.bits", val && number(val.bits_per_byte, 4), ""],
     ["stat.rate", loss && number(loss.tokens_per_second), ""],
