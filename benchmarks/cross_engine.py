@@ -50,7 +50,7 @@ def train(data: Path, run: Path, backends: tuple[str, ...], options: argparse.Na
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """losses of each run by its engines ("mps+mlx" changed over), and how far apart each pair comes at the most."""
     data = folder / "data"
-    twingpt("prepare", EXAMPLE, "--out", data, "--template", "plain", "--vocab-size", 2000)
+    twingpt("prepare", EXAMPLE, "--out", data, "--template", "plain", "--separator", "blank-line", "--vocab-size", 2000)
     plans = [(name,) for name in options.engines] + list(itertools.permutations(options.engines))
     losses = {"+".join(plan): train(data, folder / "+".join(plan), plan, options) for plan in plans}
     differences = {

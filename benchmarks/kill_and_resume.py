@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.training.log import MEASURED
 from twingpt.weights.checkpoint import STATE_FILE, CheckpointStore, read_checkpoint
 
 BACKENDS = ("mps", "mlx")
@@ -93,10 +94,6 @@ class Job:
         args += ["--resume"] if resume else ["--preset", "tiny", "--config", self.folder / "c.toml"]
         args += [] if resume else ["--steps", self.steps]
         return [sys.executable, "-m", "twingpt", *map(str, args)]
-
-
-MEASURED = ("tokens_per_second", "memory")
-"""What a line of metrics says of the machine, and not of the run."""
 
 
 def killed_runs(job: Job, kills: int) -> Tally:
@@ -250,7 +247,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def prepare(folder: Path) -> Path:
     data = folder / "data"
-    args = ["prepare", EXAMPLE, "--out", data, "--template", "plain", "--vocab-size", 600]
+    args = ["prepare", EXAMPLE, "--out", data, "--template", "plain", "--separator", "blank-line", "--vocab-size", 600]
     subprocess.run([sys.executable, "-m", "twingpt", *map(str, args)], check=True, capture_output=True)
     return data
 

@@ -24,7 +24,8 @@ import json, resource, sys
 from pathlib import Path
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 raw, out, template, stage, vocab_size = sys.argv[1:]
-settings = PrepareSettings(template=template, vocab_size=int(vocab_size))
+separator = "blank-line" if template == "plain" else "file"
+settings = PrepareSettings(template=template, separator=separator, vocab_size=int(vocab_size))
 report = prepare([raw], Path(out), settings, stages=[stage], workers=1).report
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"peak": peak, "documents": report["clean"]["documents"]}))

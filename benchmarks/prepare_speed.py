@@ -1,8 +1,12 @@
 """How fast is `twingpt prepare`, against the three scripts that its user had and against `tokenizers` alone?
 
     python benchmarks/prepare_speed.py RAW.txt [--megabytes 30] [--vocab-size 24000] [--json FILE]
+    python benchmarks/prepare_speed.py RAW.txt --before FOLDER [--megabytes 20] [--json FILE]
 
-Three comparisons, each of processes of their own, run in turn on the same text in one go:
+With --before, the whole of `twingpt prepare` (template qa) of this tree against that of another checkout, in turn: wall
+and CPU seconds, and memory. Where other programs run too, CPU seconds tell more than wall seconds.
+
+Otherwise three comparisons, each of processes of their own, run in turn on the same text in one go:
   prepare   the user's 01_prepare_samples.py, 02_train_tokenizer.py and 03_build_bin_dataset.py, as they were, against
             `twingpt prepare --template plain` with the same vocabulary size, on the first megabytes of RAW.txt
   train     learning the vocabulary of all of RAW.txt: `tokenizers` against what twingpt uses
@@ -12,7 +16,9 @@ Memory is the sum over the processes of a side (resident), sampled 20 times a se
 
 import argparse
 import json
+import os
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -200,6 +206,23 @@ def compare_prepare(text: Path, size: int, vocab_size: int, folder: Path) -> dic
     }
 
 
+def compare_trees(text: Path, size: int, before: Path, folder: Path) -> dict[str, Any]:
+    """`twingpt prepare` of another checkout and of this one, both with the packages of this Python."""
+    raw = folder / "raw.txt"
+    with text.open("rb") as file:
+        data = file.read(size)
+    raw.write_bytes(data[: data.rfind(b"\n") + 1])
+    found: dict[str, Any] = {"megabytes": raw.stat().st_size / 1e6}
+    for name, tree in (("old", before.resolve()), ("new", Path(__file__).resolve().parents[1])):
+        command = [sys.executable, "-m", "twingpt", "prepare", "raw.txt", "--out", f"data {name}", "--json"]
+        os.environ["PYTHONPATH"] = str(tree)
+        started = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found[name] = measure(command, folder)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found[name]["cpu_seconds"] = ended.ru_utime + ended.ru_stime - started.ru_utime - started.ru_stime
+    return found
+
+
 def compare_part(part: str, engines: tuple[str, str], text: Path, vocab_size: int, folder: Path) -> dict[str, Any]:
     """One part done by two engines, each in a process of its own that writes what it took to a file."""
     results: dict[str, Any] = {"megabytes": text.stat().st_size / 1e6}
@@ -301,11 +324,19 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--megabytes", type=float, default=30, help="of the text for the prepare comparison")
     parser.add_argument("--vocab-size", type=int, default=24_000, help="the user's own scripts had 24000")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier commit, to compare with")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    results = run(arguments)
-    print(results["machine"])
-    show(results)
+    if arguments.before is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            size = int(arguments.megabytes * 1e6)
+            results = compare_trees(arguments.text.resolve(), size, arguments.before, Path(temporary))
+        for name in ("old", "new"):
+            print(name, ", ".join(f"{key} {value:.1f}" for key, value in results[name].items()))
+    else:
+        results = run(arguments)
+        print(results["machine"])
+        show(results)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 

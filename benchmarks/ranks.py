@@ -152,7 +152,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         data = root / "data"
-        prepare = [sys.executable, "-m", "twingpt", "prepare", str(EXAMPLE), "--out", str(data), "--template", "plain"]
+        prepare = [
+            sys.executable,
+            "-m",
+            "twingpt",
+            "prepare",
+            str(EXAMPLE),
+            "--out",
+            str(data),
+            "--template",
+            "plain",
+            "--separator",
+            "blank-line",
+        ]
         subprocess.run([*prepare, "--vocab-size", "1000"], check=True, capture_output=True)
         fresh = ["--data", str(data), *OPTIONS, "--eval-every", "0", "--save-every", str(SAVE_EVERY)]
         results: dict[str, Any] = {"machine": f"{platform.machine()}, {platform.system()}", "steps": options.steps}

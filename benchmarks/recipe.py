@@ -92,7 +92,19 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     data = options.out / "data"
     if not (data / "manifest.json").is_file():
-        command("prepare", options.text, "--out", data, "--template", "plain", "--vocab-size", 8000, "--no-dedup")
+        command(
+            "prepare",
+            options.text,
+            "--out",
+            data,
+            "--template",
+            "plain",
+            "--separator",
+            "blank-line",
+            "--vocab-size",
+            8000,
+            "--no-dedup",
+        )
 
     rows = []
     for name, recipe in RECIPES.items():

@@ -23,9 +23,9 @@ ALLOWED = {
     "backends": {"core", "backends"},
     "answers": {"core", "data", "answers"},
     "generation": {"core", "data", "weights", "answers", "generation"},
-    "evaluation": {"core", "data", "generation", "evaluation"},
     "checks": {"core", "weights", "checks"},
     "training": {"core", "data", "weights", "generation", "checks", "training"},
+    "evaluation": {"core", "data", "weights", "generation", "training", "evaluation"},
     "measure": {"core", "weights", "checks", "training", "measure"},
     "interchange": {"core", "data", "weights", "generation", "training", "interchange"},
     "report": {"core", "data", "weights", "checks", "training", "measure", "report"},
@@ -146,6 +146,7 @@ NAMED = {
     ("weights/foreign.py", "reads foreign files"): "reading a .pt file needs torch",
     ("weights/foreign.py", "what it says of one"): " cannot be read as a torch checkpoint",
     ("interchange/convert.py", "the same format"): "torch",
+    ("interchange/model_card.py", "what the Hub calls the library of mlx-lm's models"): "mlx",
     ("checks/parity.py", "transformers is an opinion from outside, and computes in PyTorch"): "torch",
     ("evaluation/held_out.py", "a name in a file: the answer that is right"): "reference",
 }

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import time
 import unicodedata
 from random import Random
 
@@ -21,7 +22,7 @@ from twingpt.data.text.clean import (
     clean_chunk,
     is_junk,
     line_hash,
-    split_documents,
+    split_plain,
     without_boilerplate,
 )
 from twingpt.data.text.corpus import Table
@@ -89,8 +90,8 @@ def test_cleaning_keeps_every_letter(text: str) -> None:
 @given(text=st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_documents_are_separated_by_exactly_one_blank_line(text: str) -> None:
-    documents = split_documents(_clean(text), merge=False)
-    for document in documents:
+    parts, _ = split_plain(_clean(text), "file")
+    for document, _ in parts:
         assert document.strip() and "\n\n" not in document and not document.startswith("\n")
         assert unicodedata.is_normalized("NFC", document)
 
@@ -152,12 +153,44 @@ def test_a_chunk_of_one_endless_line_ends_at_a_sentence(monkeypatch: pytest.Monk
     assert all(chunk.endswith("이어집니다. ") for chunk in made)
 
 
-def test_plain_documents_are_cut_at_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clean, "MAX_DOCUMENT", 100)
-    lines = [f"줄 {number}" for number in range(100)]
-    documents = split_documents("\n".join(lines), merge=False)
-    assert max(map(len, documents)) <= 100 and len(documents) > 3
-    assert "\n".join(documents) == "\n".join(lines)
+@pytest.mark.parametrize(
+    ("separator", "text", "parts", "ended"),
+    [
+        ("file", "가\n나\n\n다", [("가\n나", False), ("다", False)], False),
+        ("file", "가\n====\n나\n\n***\n\n다", [("가\n====\n나", False), ("***", False), ("다", False)], False),
+        ("file", "가<|endoftext|>나\n\n다\n[EOS]\n\n", [("가", False), ("나", True), ("다", False)], True),
+        ("file", "[EOS]라는 말", [("[EOS]라는 말", False)], False),
+        ("blank-line", "가\n나\n\n다", [("가\n나", True), ("다", True)], False),
+        ("line", "가\n나\n\n다\n", [("가", True), ("나", True), ("다", True)], False),
+        ("====", "가\n\n나\n====\n다\n=====\n라", [("가", False), ("나", False), ("다\n=====\n라", True)], False),
+        ("a.b", "가\naxb\n나\n a.b \n다", [("가\naxb\n나", False), ("다", True)], False),
+    ],
+)
+def test_plain_text_is_parted_where_it_is_told(
+    separator: str, text: str, parts: list[tuple[str, bool]], ended: bool
+) -> None:
+    assert split_plain(text, separator) == (parts, ended)
+
+
+def test_layout_is_kept_where_it_is_asked_for() -> None:
+    text = "\tdef 하나():\n\t    return  1  \n\n\u3000들여 쓴 문단.\n  두  칸"
+    assert clean_text(text, Changes(), keep_layout=True) == text.replace("1  \n", "1\n")
+    assert clean_text(text, Changes()) == "def 하나():\nreturn 1\n\n들여 쓴 문단.\n두 칸"
+    parts, _ = split_plain(clean_text(text, Changes(), keep_layout=True), "file")
+    assert [part for part, _ in parts] == text.replace("1  \n", "1\n").split("\n\n")
+
+
+def test_a_long_line_stays_one_where_lines_may_be_long() -> None:
+    line = "문장이 끝없이 이어집니다. " * 300
+    assert clean_text(line, Changes(), break_lines=False) == line.strip()
+    assert "\n" in clean_text(line, Changes())
+
+
+def test_a_long_run_of_blanks_takes_no_time_to_keep() -> None:
+    text = "나" + " " * 200_000 + "나"
+    started = time.monotonic()
+    assert clean_text(text, Changes(), keep_layout=True, break_lines=False) == text
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(

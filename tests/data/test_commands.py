@@ -41,7 +41,8 @@ def _run(*arguments: str) -> str:
 
 def test_prepare_prints_a_summary_with_three_samples(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    options = ["--template", "plain", "--vocab-size", "600", "--block-size", "64"]
+    options = ["--template", "plain", "--separator", "blank-line", "--vocab-size", "600", "--block-size", "64"]
+    raw.write_text(raw.read_text(encoding="utf-8").replace("번 번호표를", "번  번호표를"), encoding="utf-8")
     shown = _run("prepare", str(raw), "--out", str(out), *options)
     assert "Sample 3" in shown and "bytes a token" in shown and "What cleaning changed" in shown
     again = json.loads(_run("prepare", str(raw), "--out", str(out), *options, "--json"))

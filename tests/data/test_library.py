@@ -1,5 +1,6 @@
 """The library: whole passages, found by what people type, in a file that is there whole or not at all."""
 
+import hashlib
 import sqlite3
 import unicodedata
 from collections.abc import Iterator
@@ -114,6 +115,7 @@ def test_prepare_makes_a_library_with_real_contacts(contacts: Literal["keep", "m
     out, settings = tmp_path / "data", PrepareSettings(contacts=contacts, vocab_size=300)
     prepared = prepare([str(tmp_path / "raw.txt")], out, settings, stages=["clean", "library"])
     assert prepared.report["library"] == {
+        "text": hashlib.sha256((out / "cleaned.txt").read_bytes()).hexdigest(),
         "documents": 1,
         "passages": 1,
         "least_fit": LEAST_FIT,

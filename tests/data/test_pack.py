@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.text.corpus import Documents
+from twingpt.data.text.hold_out import HeldOut
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.pack import best_fit, pack_documents, pack_samples, token_dtype
 from twingpt.data.tokens.template import Sample, sample_segments
@@ -183,7 +184,9 @@ def test_documents_become_one_stream(tmp_path: Path, tokenizer: Tokenizer) -> No
     path = tmp_path / "cleaned.txt"
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     validation = np.arange(50) % 10 == 3
-    manifest, _ = pack_documents(Documents(path), validation, tokenizer, tmp_path, block_size=32, text_sha256="0")
+    manifest, _ = pack_documents(
+        Documents(path), HeldOut(validation), tokenizer, tmp_path, block_size=32, text_sha256="0"
+    )
     for wanted, split in ((~validation, manifest.train), (validation, manifest.val)):
         ids = np.fromfile(tmp_path / split.file, dtype=np.uint16)
         chosen = [text for text, one in zip(texts, wanted, strict=True) if one]
@@ -200,7 +203,9 @@ def test_block_size_longer_than_the_data(tmp_path: Path, tokenizer: Tokenizer) -
     path = tmp_path / "cleaned.txt"
     path.write_text("여권\n", encoding="utf-8")
     with pytest.raises(TwinGPTError, match=r"block_size 256 is longer than the data.*257 are needed"):
-        pack_documents(Documents(path), np.asarray([False]), tokenizer, tmp_path, block_size=256, text_sha256="0")
+        pack_documents(
+            Documents(path), HeldOut(np.asarray([False])), tokenizer, tmp_path, block_size=256, text_sha256="0"
+        )
 
 
 def test_documents_of_a_file(tmp_path: Path) -> None:

@@ -22,14 +22,14 @@ from twingpt.data.prepare import parallel, pipeline, write_samples
 from twingpt.data.prepare.inspect import inspect_data
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 from twingpt.data.prepare.stages import STATE_FOLDER, Workspace
-from twingpt.data.text import characters, clean
+from twingpt.data.text import clean
 from twingpt.data.text.corpus import Documents
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.marks import SPECIAL_TOKENS
 from twingpt.data.tokens.pack import read_samples
 from twingpt.data.tokens.tokenizer import Tokenizer
 
-PLAIN = PrepareSettings(template="plain", vocab_size=600, block_size=64)
+PLAIN = PrepareSettings(template="plain", separator="blank-line", vocab_size=600, block_size=64)
 QA = PrepareSettings(template="qa", vocab_size=600, block_size=256)
 
 Text = Callable[[int], str]
@@ -74,7 +74,8 @@ def test_plain(raw: Path, tmp_path: Path) -> None:
     assert report == prepared.report
     assert report["pack"]["bytes_per_token"] > 2
     assert len(report["pack"]["shown"]) == 3
-    assert report["clean"]["changes"]["documents with contacts brought into one form"]["count"] == 120
+    assert "documents with contacts brought into one form" not in report["clean"]["changes"]
+    assert report["clean"]["contacts"] == 120 and "전화: 02-8555-0001" in text
 
 
 def test_qa(raw: Path, tmp_path: Path) -> None:
@@ -156,7 +157,8 @@ def test_switching_templates_leaves_no_stale_file(raw: Path, tmp_path: Path) -> 
 _PREPARE = """
 from twingpt.data.prepare.pipeline import PrepareSettings, prepare
 count_from_here()
-prepare([sys.argv[1]], Path(sys.argv[2]), PrepareSettings(template="plain", vocab_size=600, block_size=64))
+settings = PrepareSettings(template="plain", separator="blank-line", vocab_size=600, block_size=64)
+prepare([sys.argv[1]], Path(sys.argv[2]), settings)
 """
 
 
@@ -418,13 +420,12 @@ def test_inspect(raw: Path, tmp_path: Path) -> None:
 def test_one_line_of_50_megabytes(tmp_path: Path, korean_text: Text) -> None:
     line = korean_text(2000).replace("\n", " ")
     path = _raw(tmp_path, line * (50_000_000 // len(line.encode()) + 1))
-    report = prepare([str(path)], tmp_path / "data", _changed(PLAIN, dedup=False)).report
-    assert report["clean"]["documents"] > 100
+    report = prepare([str(path)], tmp_path / "data", _changed(PLAIN, separator="file")).report
+    assert report["clean"]["documents"] == 1
     assert report["clean"]["cleaned_bytes"] > 49_000_000
-    assert (
-        max(len(line) for document in Documents(tmp_path / "data" / "cleaned.txt") for line in document.split("\n"))
-        <= 1.1 * characters.MAX_LINE
-    )
+    assert 0.009 < report["pack"]["val_share"] < 0.011
+    parts = Documents(tmp_path / "data" / "cleaned.txt")
+    assert max(map(len, parts)) <= clean.LARGEST_CHUNK and len(parts) < 20
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ def _spool(folder: Path, documents: int) -> Path:
     texts = [hashlib.sha256(b"%d" % (number - number % 10 // 9)).hexdigest()[:20] for number in range(documents)]
     with spool.SpoolWriter(folder) as writer:
         for start in range(0, documents, 500):
-            chunk = clean.clean_chunk("\n\n".join(texts[start : start + 500]), clean.CleanSettings(merge=False))
+            settings = clean.CleanSettings(merge=False, separator="blank-line")
+            chunk = clean.clean_chunk("\n\n".join(texts[start : start + 500]), settings)
             writer.add(chunk)
     return folder
 

@@ -75,7 +75,7 @@ def test_a_question_fills_the_template(tokenizer: Tokenizer) -> None:
     with_doc = question_prompt(tokenizer, "여권?", "문서", 256)
     assert tokenizer.id("[DOC]") in with_doc
     assert tokenizer.id("[/ANSWER]") in stop_tokens(tokenizer)
-    with pytest.raises(TwinGPTError, match=r"tokens, the model's context is 16"):
+    with pytest.raises(TwinGPTError, match=r"tokens, this model's maximum context length is 16"):
         question_prompt(tokenizer, "여권을 잃어버렸을 때 " * 5, None, 16)
 
 
@@ -89,7 +89,7 @@ def test_numbers_that_nobody_gave_are_marked_or_taken_out(tmp_path: Path) -> Non
         assert "8555 0123" in filled
         assert "9999" not in filled
         assert "0142" not in filled
-    with pytest.raises(TwinGPTError, match=r"--fill-contacts needs the contacts\.sqlite"):
+    with pytest.raises(TwinGPTError, match=r"filling in contacts needs the contacts\.sqlite"):
         with_contacts(answer, asked("무슨 번호?"), None, fill_in=True)
 
 

@@ -2,6 +2,7 @@
 // Arguments: folder for pictures, chromium, pages.
 const { chromium } = require("playwright-core");
 const path = require("node:path");
+const faults = require("../axe.cjs");
 
 const [folder, executablePath, ...pages] = process.argv.slice(2);
 
@@ -36,6 +37,8 @@ async function look(browser, file, width, colorScheme, language) {
     const lines = [...document.querySelectorAll("figure svg path[style*='--s']")].map((line) => getComputedStyle(line).stroke);
     return {
       overflow: document.documentElement.scrollWidth - innerWidth,
+      // A cell that is cut off, or whose words stand one letter a line.
+      cut: [...document.querySelectorAll("th, td")].filter((e) => shown(e) && (e.scrollWidth > e.clientWidth + 1 || e.clientWidth < 50)).length,
       otherLanguage: [...document.querySelectorAll("main [lang]:not(label)")].filter((e) => e.lang !== chosen && shown(e)).length,
       thisLanguage: [...document.querySelectorAll("main [lang]:not(label)")].filter((e) => e.lang === chosen && shown(e)).length,
       textContrast: Math.min(...colours.map((colour) => contrast(colour, card))),
@@ -46,17 +49,17 @@ async function look(browser, file, width, colorScheme, language) {
   }, language);
   const name = `${path.basename(file, ".html")}-${width}-${colorScheme}-${language}`;
   await page.screenshot({ path: path.join(folder, `${name}.png`), fullPage: true });
+  const found = await faults(page);
   await page.close();
-  return { name, problems, ...seen };
+  return { name, problems, faults: found, ...seen };
 }
 
 (async () => {
   const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
   const views = [];
   for (const file of pages) {
-    for (const [width, scheme, language] of [[1200, "light", "en"], [1200, "dark", "ko"], [390, "light", "ko"], [390, "dark", "en"]]) {
-      views.push(await look(browser, file, width, scheme, language));
-    }
+    for (const width of [1280, 390])
+      for (const scheme of ["light", "dark"]) for (const language of ["ko", "en"]) views.push(await look(browser, file, width, scheme, language));
   }
   await browser.close();
   console.log(JSON.stringify(views));

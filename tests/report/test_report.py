@@ -263,13 +263,15 @@ def test_both_pages_in_a_browser(make_run: MakeRun, plain_data: Path, tmp_path: 
     script = Path(__file__).with_name("page.cjs")
     pages = [str(tmp_path / name) for name in ("report.html", "compare.html")]
     done = subprocess.run(
-        [node, str(script), str(tmp_path), str(CHROMIUM), *pages], capture_output=True, text=True, timeout=300
+        [node, str(script), str(tmp_path), str(CHROMIUM), *pages], capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     views = json.loads(done.stdout)
-    assert len(views) == 8
+    assert len(views) == 16
     for view in views:
         assert view["problems"] == [], view
+        assert view["faults"] == [], view
+        assert view["cut"] == 0, view
         assert view["overflow"] <= 0, view
         assert view["otherLanguage"] == 0, view
         assert view["thisLanguage"] > 20, view

@@ -1,9 +1,14 @@
-// Drives the page in headless Chromium and prints what it saw as JSON. Arguments: URL, folder for pictures, chromium.
+// Drives the page in headless Chromium and prints what it saw as JSON.
+// Arguments: URL of a run in training, URL of one that has nothing yet, its folder, what it gets meanwhile, a folder for
+// pictures, chromium.
 const { chromium } = require("playwright-core");
+const fs = require("node:fs");
 const path = require("node:path");
+const faults = require("../axe.cjs");
 
-const [url, folder, executablePath] = process.argv.slice(2);
-const seen = { problems: [], hosts: [] };
+const [url, freshUrl, fresh, parts, folder, executablePath] = process.argv.slice(2);
+const seen = { problems: [], hosts: [], faults: [], widths: [] };
+const answered = (page) => page.waitForFunction(() => !document.body.classList.contains("answering"), null, { timeout: 120000 });
 
 function watch(page) {
   page.on("console", (message) => {
@@ -32,14 +37,15 @@ const noteLengths = (page) =>
     window.lengths = [];
     new MutationObserver(() => {
       if (!document.body.classList.contains("answering")) return;
-      const length = [...document.querySelectorAll(".answer .text")].at(-1).textContent.length;
+      const length = [...document.querySelectorAll("#thread-free .text")].at(-1).textContent.length;
       if (length !== window.lengths.at(-1)) window.lengths.push(length);
-    }).observe(document.querySelector("#thread"), { childList: true, subtree: true });
+    }).observe(document.querySelector("#thread-free"), { childList: true, subtree: true });
   });
 
 /** From the text first: an answer with its sources, a source opened at its sentence, and a question without an answer. */
 async function fromText(page) {
-  seen.mode = await page.evaluate(() => document.querySelector("input[name=mode]:checked").value);
+  seen.tab = await page.evaluate(() => document.querySelector("[role=tab][aria-selected=true]").id);
+  seen.temperature = await page.inputValue("#temperature");
   seen.examples = await page.evaluate(() => [...document.querySelectorAll("#examples .chip")].map((chip) => chip.textContent));
   await ask(page, "여권을 잃어버렸을 때 해야 할 일 정리해줘");
   await page.waitForSelector(".cite");
@@ -49,6 +55,7 @@ async function fromText(page) {
   seen.file = await page.textContent(".source .file");
   seen.cited = await page.evaluate(() => document.querySelector("mark.cited").textContent);
   seen.firstLine = await page.evaluate(() => document.querySelector(".lines li").firstChild.textContent);
+  seen.telephone = await page.evaluate(() => document.querySelector("a[href^='tel:']").href);
   await page.waitForTimeout(700);
   await shot(page, "text-source");
   await page.waitForFunction(() => !document.body.classList.contains("answering"));
@@ -56,26 +63,24 @@ async function fromText(page) {
   seen.notFound = await page.textContent(".notfound");
   await page.waitForFunction(() => !document.body.classList.contains("answering"));
   await shot(page, "text-not-found");
-  await page.evaluate(() => document.querySelector("#thread").replaceChildren());
 }
 
 async function askView(page) {
-  await page.waitForFunction(() => document.querySelector("#welcome-model").textContent);
+  await page.waitForSelector("#examples .chip");
   seen.language = await page.evaluate(() => document.documentElement.lang);
   await shot(page, "ask-empty");
   await fromText(page);
-  await page.check("input[name=mode][value=ask]", { force: true });
+  await page.click("#tab-free");
   await page.fill("#max-tokens", "288");
   // Held to its form, an answer is long, whatever the model has learned by now.
   await page.check("#form-choice");
   await noteLengths(page);
   await ask(page, "대사관 전화번호 02-8555-0123 맞아요?");
-  await page.waitForFunction(() => document.querySelector(".answer .text")?.textContent.length > 5);
+  await page.waitForFunction(() => document.querySelector("#thread-free .text")?.textContent.length > 5);
   await shot(page, "ask-streaming");
-  await page.waitForSelector(".meta", { timeout: 120000 });
+  await page.waitForSelector("#thread-free .meta", { timeout: 120000 });
   seen.lengths = await page.evaluate(() => window.lengths);
-  seen.answer = await page.textContent(".answer .text");
-  seen.meta = await page.textContent(".meta");
+  seen.meta = await page.textContent("#thread-free .meta");
   await shot(page, "ask-answered");
 
   await page.fill("#max-tokens", "1024");
@@ -86,18 +91,16 @@ async function askView(page) {
   await line.send("Network.enable");
   await speed(5_000);
   await ask(page, "비자 연장은 어떻게 하나요?");
-  await page.waitForFunction(() => document.querySelectorAll(".answer .text")[1]?.textContent.length > 5);
+  await page.waitForFunction(() => document.querySelectorAll("#thread-free .text")[1]?.textContent.length > 5);
   await page.keyboard.press("Escape");
-  await page.waitForFunction(() => !document.body.classList.contains("answering"));
+  await answered(page);
   seen.stopped = await page.evaluate(() => [...document.querySelectorAll(".answer .aside")].at(-1)?.textContent);
   await speed(-1);
   await page.fill("#max-tokens", "320");
   await page.fill("#temperature", "0");
   await ask(page, "여권을 잃어버렸을 때 해야 할 일 정리해줘");
-  await page.waitForFunction(() => !document.body.classList.contains("answering") && document.querySelectorAll(".meta").length === 3, null, {
-    timeout: 120000,
-  });
-  seen.formed = await page.evaluate(() => [...document.querySelectorAll(".answer .text")].at(-1).textContent);
+  await page.waitForFunction(() => document.querySelectorAll("#thread-free .meta").length === 3, null, { timeout: 120000 });
+  seen.formed = await page.evaluate(() => [...document.querySelectorAll("#thread-free .text")].at(-1).textContent);
   await shot(page, "ask-formed");
 }
 
@@ -108,6 +111,8 @@ async function trainingView(page) {
   const step = () => page.evaluate(() => document.querySelector("#run-steps").textContent.split("/")[0]);
   const first = (seen.firstStep = await step());
   seen.state = await page.getAttribute("#run-state", "data-state");
+  seen.stats = await page.evaluate(() => [...document.querySelectorAll("#stats dt")].map((name) => name.textContent));
+  const loaded = await page.textContent("#loaded");
   await shot(page, "training");
   await page.waitForFunction((before) => document.querySelector("#run-steps").textContent.split("/")[0] !== before, first, { timeout: 120000 });
   seen.laterStep = await step();
@@ -115,35 +120,80 @@ async function trainingView(page) {
   await page.evaluate(() => document.querySelector("#samples").scrollIntoView());
   seen.samples = await page.evaluate(() => document.querySelectorAll("#sample-steps button").length);
   await shot(page, "training-samples");
-  if (await page.isVisible("#reload")) {
-    await page.click("#reload");
-    await page.waitForFunction(() => !document.querySelector("#reload").disabled);
-  }
-  seen.loaded = await page.textContent("#loaded");
+  // Nobody presses anything: the next checkpoint is loaded by itself.
+  await page.waitForFunction((before) => document.querySelector("#loaded").textContent !== before, loaded, { timeout: 120000 });
+  seen.loaded = [loaded, await page.textContent("#loaded")];
 }
 
-async function width(page) {
-  return page.evaluate(() => document.documentElement.scrollWidth);
-}
-
-async function narrow(browser) {
-  const page = await browser.newPage({ viewport: { width: 390, height: 844 }, locale: "en-US", colorScheme: "dark", hasTouch: true });
+/** Each view in each language, light and dark, wide and narrow: what axe finds there, and how wide it is. */
+async function everyView(browser, width, colorScheme, locale) {
+  const page = await browser.newPage({ viewport: { width, height: 844 }, locale, colorScheme, reducedMotion: "reduce", hasTouch: width < 600 });
   watch(page);
+  const look = async (view) => {
+    const name = [view, width, colorScheme, locale.slice(0, 2)].join("-");
+    seen.faults.push(...(await faults(page)).map((fault) => `${name}: ${fault}`));
+    seen.widths.push([name, width, await page.evaluate(() => document.documentElement.scrollWidth)]);
+    if (await page.evaluate(() => document.body.textContent.includes("\ufffd"))) seen.problems.push(`${name}: U+FFFD`);
+    await shot(page, name);
+  };
   await page.goto(url);
-  await page.waitForFunction(() => document.querySelector("#welcome-model").textContent);
-  seen.narrowLanguage = await page.evaluate(() => document.documentElement.lang);
-  await shot(page, "narrow-ask");
-  await page.click(".chip");
-  await page.waitForSelector(".meta", { timeout: 60000 });
-  await shot(page, "narrow-answered");
-  seen.narrowAsk = await width(page);
+  await page.click("#examples .chip");
+  await page.waitForSelector(".cite");
+  await page.click(".cite");
+  await ask(page, "파리 에펠탑 입장료는 얼마인가요?");
+  await page.waitForSelector(".notfound");
+  await answered(page);
+  await look("ask");
+  await page.click("#tab-free");
+  await look("free-empty");
+  await page.evaluate(() => (document.querySelector("#settings").open = true));
+  await page.fill("#max-tokens", "48");
+  await ask(page, "대사관 전화번호 02-8555-0123 맞아요?");
+  await page.waitForSelector("#thread-free .meta", { timeout: 120000 });
+  await look("free");
   await page.click("#tab-training");
-  await page.waitForSelector("#stats div");
-  await page.waitForTimeout(500);
-  await shot(page, "narrow-training");
-  await page.evaluate(() => document.querySelector("#samples").scrollIntoView());
-  await shot(page, "narrow-samples");
-  seen.narrowTraining = await width(page);
+  await page.waitForSelector("#samples:not([hidden])");
+  await page.waitForTimeout(300);
+  await look("training");
+  await page.close();
+}
+
+/** A mistake is told in Korean, on a page whose console may say what it likes. */
+async function mistake(browser) {
+  const page = await browser.newPage({ locale: "ko-KR" });
+  await page.goto(url);
+  await page.waitForSelector("#examples .chip");
+  await page.click("#tab-free");
+  await page.click("#document-box summary");
+  await page.fill("#document", "대사관에 갑니다. ".repeat(1000));
+  await ask(page, "무엇을 해야 하나요?");
+  seen.mistake = await page.textContent(".error.aside");
+  await page.close();
+}
+
+/** A run whose training has begun, before its first line; then it gets both that and a checkpoint. */
+async function beforeTheFirstCheckpoint(browser) {
+  const page = await browser.newPage({ viewport: { width: 1280, height: 900 }, locale: "ko-KR" });
+  watch(page);
+  const text = () => page.evaluate(() => document.body.innerText);
+  await page.goto(freshUrl);
+  await page.waitForSelector("#examples .chip");
+  seen.fresh = { ask: await page.isEnabled("#send") };
+  await page.click("#tab-free");
+  seen.fresh.free = await page.isEnabled("#send");
+  seen.fresh.text = await text();
+  await shot(page, "fresh-free");
+  await page.click("#tab-training");
+  await page.waitForSelector("#no-metrics:not([hidden])");
+  seen.fresh.state = await page.getAttribute("#run-state", "data-state");
+  seen.fresh.text += await text();
+  await shot(page, "fresh-training");
+  fs.cpSync(parts, fresh, { recursive: true });
+  await page.waitForSelector("#samples:not([hidden])", { timeout: 30000 });
+  await page.waitForFunction(() => /\d/.test(document.querySelector("#loaded").textContent), null, { timeout: 60000 });
+  seen.fresh.sample = await page.textContent("#sample");
+  await page.click("#tab-free");
+  seen.fresh.freeLater = await page.isEnabled("#send");
   await page.close();
 }
 
@@ -158,11 +208,14 @@ async function narrow(browser) {
   await page.click("#theme");
   await page.click("#lang");
   await page.waitForTimeout(300);
+  seen.languageLater = await page.evaluate(() => document.documentElement.lang);
+  seen.paper = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
   await shot(page, "training-dark");
-  await page.click("#tab-ask");
-  await page.waitForTimeout(200);
-  await shot(page, "ask-dark");
-  await narrow(browser);
+  await page.close();
+  await mistake(browser);
+  await beforeTheFirstCheckpoint(browser);
+  for (const width of [1280, 390])
+    for (const scheme of ["light", "dark"]) for (const locale of ["ko-KR", "en-US"]) await everyView(browser, width, scheme, locale);
   await browser.close();
   console.log(JSON.stringify(seen));
 })().catch((error) => {

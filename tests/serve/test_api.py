@@ -20,10 +20,11 @@ from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Request
 from twingpt.generation.prompts import question_prompt, text_prompt
 from twingpt.generation.writing import stop_tokens
-from twingpt.serve.service import Service
+from twingpt.serve.service import Limits, Service
 from twingpt.weights.checkpoint import CheckpointStore, Progress
 
 QUESTION = "여권을 잃어버렸을 때?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
 
 
 def chat(client: TestClient, **body: Any) -> dict[str, Any]:
@@ -248,13 +249,67 @@ def test_filling_needs_a_store(client: TestClient, run_dir: Path) -> None:
 def test_a_question_longer_than_the_context_is_refused(client: TestClient) -> None:
     response = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "여권 " * 200}]})
     assert response.status_code == 400
-    assert "the model's context is 128" in response.json()["error"]["message"]
+    assert "this model's maximum context length is 128" in response.json()["error"]["message"]
 
 
-def test_an_answer_longer_than_the_server_gives_is_refused(client: TestClient) -> None:
-    response = client.post("/v1/completions", json={"prompt": "여권", "max_tokens": 201})
+def test_an_answer_is_as_long_as_there_is_room_and_says_so(client: TestClient, service: Service) -> None:
+    read = len(text_prompt(service.tokenizer, "여권"))
+    room = 128 - read + 1
+    for asked, given, told in (
+        (room - 1, room - 1, None),
+        (room, room, None),
+        (1024, room, str(room)),
+        (-1, room, None),
+        (-2, room, None),
+        (0, 0, None),
+    ):
+        body = {"prompt": "여권", "max_tokens": asked, "temperature": 0}
+        response = client.post("/v1/completions", json=body)
+        assert response.json()["usage"]["completion_tokens"] == given, asked
+        assert response.json()["choices"][0]["finish_reason"] == "length"
+        assert response.headers.get("x-twingpt-max-tokens") == told
+    service.limits = Limits(max_tokens=5)
+    response = client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_completion_tokens": 6})
+    assert response.json()["usage"]["completion_tokens"] == 5
+    assert response.headers["x-twingpt-max-tokens"] == "5"
+    for unlimited in ({"max_tokens": 0}, {"max_completion_tokens": -1}, {"n_predict": -1}, {}):
+        response = client.post("/v1/chat/completions", json={"messages": MESSAGES, **unlimited})
+        assert response.json()["usage"]["completion_tokens"] == 5
+        assert "x-twingpt-max-tokens" not in response.headers
+    with client.stream("POST", "/v1/completions", json={"prompt": "여권", "max_tokens": 9, "stream": True}) as streamed:
+        assert streamed.headers["x-twingpt-max-tokens"] == "5"
+
+
+def test_json_comes_to_its_end_within_the_room(client: TestClient) -> None:
+    """The room is known before the form is worked out, so that a long answer is not cut in its middle."""
+    prompt = "여권 " * 20
+    body = {"prompt": prompt, "max_tokens": 1024, "guided_json": {"type": "object"}, "temperature": 2, "top_k": 0}
+    for seed in range(3):
+        choice = complete(client, **body, seed=seed)["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        assert isinstance(json.loads(choice["text"]), dict)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "여권 " * 200}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "?"}], "document": "여권 " * 130}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "?"}], "document": "여권 " * 900}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "여권 " * 90}], "document": "여권 " * 90}),
+        ("completions", {"prompt": "여권 " * 200}),
+        ("completions", {"prompt": [7] * 128}),
+        ("completions", {"prompt": ["여권", "여권 " * 200]}),
+        ("completions", {"prompt": [7] * 129, "max_tokens": 0, "echo": True}),
+    ],
+)
+def test_whatever_is_too_long_has_one_code(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    response = client.post(f"/v1/{path}", json=body)
     assert response.status_code == 400
-    assert "200" in response.json()["error"]["message"]
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    # The words by which litellm knows it.
+    assert "this model's maximum context length is 128" in response.json()["error"]["message"]
+    assert "--" not in response.json()["error"]["message"]
 
 
 def test_a_newer_checkpoint_is_served_after_a_reload(client: TestClient, run_dir: Path, run_spec: GPTSpec) -> None:

@@ -1,9 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from fastapi.testclient import TestClient
 
 from twingpt.serve.run_view import CHUNK_BYTES, RunView
+from twingpt.training.restart import RunningMark
 
 
 def test_lines_come_once_and_whole(client: TestClient, run_dir: Path) -> None:
@@ -23,7 +27,6 @@ def test_lines_come_once_and_whole(client: TestClient, run_dir: Path) -> None:
         file.write('ss": 4.0}\n')
     rest = client.get("/api/metrics", params={"file": grown["file"], "offset": grown["offset"]}).json()
     assert rest["lines"] == [{"step": 4, "loss": 4.0}]
-    assert 0 <= rest["age"] < 60
 
 
 def test_a_resumed_run_is_read_anew(run_dir: Path) -> None:
@@ -60,7 +63,19 @@ def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
     chunk = RunView(tmp_path).metrics("a-b", 5)
     assert chunk.restart
     assert chunk.lines == []
-    assert RunView(tmp_path).describe() == {"newest_step": None, "has_metrics": False, "train": {}}
+    assert RunView(tmp_path).describe() == {"newest_step": None, "process": None, "train": {}}
+
+
+def test_whether_a_process_trains_is_told_before_its_first_line(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").unlink()
+    view = RunView(run_dir)
+    assert view.describe()["process"] is None
+    RunningMark(os.getpid(), 2, 2).write(run_dir)
+    assert view.describe()["process"] == "running"
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    RunningMark(gone.pid, 2, 2).write(run_dir)
+    assert view.describe()["process"] == "killed"
 
 
 def test_what_is_no_line_of_metrics_is_left_out(run_dir: Path) -> None:

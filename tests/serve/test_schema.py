@@ -44,4 +44,4 @@ def test_no_server_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert 200 in statuses["POST /v1/completions"]
     assert 400 in statuses["POST /v1/completions"]
     assert 400 in statuses["POST /v1/chat/completions"]
-    assert len(statuses) == 7
+    assert len(statuses) == 8

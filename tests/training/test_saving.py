@@ -16,7 +16,7 @@ from tests.training.test_trainer import run_to, session
 from twingpt.core.errors import NotFiniteError, TwinGPTError
 from twingpt.core.schedule import Schedule
 from twingpt.training import trainer as trainer_module
-from twingpt.training.log import ASIDE_FILE, EvalReport, MetricsLog, SaveReport, read_metrics
+from twingpt.training.log import ASIDE_FILE, MEASURED, EvalReport, MetricsLog, SaveReport, read_metrics
 from twingpt.training.validation import evaluate
 from twingpt.weights.checkpoint import (
     CheckpointStore,
@@ -219,7 +219,7 @@ def test_killed_at_any_report_the_run_ends_with_the_same_files(
         run_to(run, plain_data, "mlx", resume=True)
         assert checkpoints(run) == checkpoints(whole), number
         untimed = [
-            [{k: v for k, v in line.items() if k not in ("tokens_per_second", "memory")} for line in read_metrics(each)]
+            [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(each)]
             for each in (run, whole)
         ]
         assert untimed[0] == untimed[1], number

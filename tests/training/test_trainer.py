@@ -128,6 +128,8 @@ def test_the_metrics_tell_what_happened(tmp_path: Path, plain_data: Path, backen
     steps = [line for line in lines if "loss" in line]
     assert [line["samples"] for line in steps] == [4, 12, 24, 32]
     assert all(line["tokens_per_second"] > 0 and line["grad_norm"] > 0 for line in steps)
+    assert all(line["seconds_left"] > 0 for line in steps[:-1])
+    assert steps[-1]["seconds_left"] == 0
     assert steps[0]["lr"] == pytest.approx(2.5e-3)
 
 

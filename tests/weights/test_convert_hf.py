@@ -89,6 +89,7 @@ def test_transformers_opens_what_we_export(tmp_path: Path, tokenizer: Tokenizer,
     state = save_run(tmp_path / "run", spec, tokenizer)
     convert_model(tmp_path / "run", tmp_path / "hf", "hf", None)
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -397,13 +398,14 @@ def test_a_tokenizer_of_someone_elses_goes_along_untouched(tmp_path: Path) -> No
 
 def test_options_that_cannot_be_meant(tmp_path: Path) -> None:
     save_run(tmp_path / "run", LLAMA, None)
-    for to, options, named in (
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("hf", {"dtype": "q8_0"}, "q8_0: hf takes float32"),
         ("native", {"dtype": "float16"}, "always float32"),
         ("hf", {"approximate": "softmax"}, "--approximate softmax"),
         ("hf", {"expect": "onnx"}, "--from onnx"),
         ("hf", {"expect": "nanogpt"}, "of the format native, not nanogpt"),
-    ):
+    )
+    for to, options, named in cases:
         with pytest.raises(UsageError) as refusal:
             convert_model(tmp_path / "run", tmp_path / "out", to, None, **options)
         assert named in str(refusal.value), refusal.value

@@ -45,14 +45,14 @@ LOGITS = {
 class LlamaCpp:
     """A .gguf file open in llama.cpp's server, on one thread."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, path: Path, tokenizer: Tokenizer, context: int = BLOCK) -> None:
         import xllamacpp
 
         (self.letter,) = tokenizer.encode("a")
 
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.n_gpu_layers = BLOCK, 1, 0
+        params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -160,21 +160,6 @@ def test_llama_cpp_cuts_text_into_the_same_tokens(opened: tuple[str, LlamaCpp, B
         assert llama.tokenize(line) == tokenizer.encode(line), line
 
 
-def test_llama_cpp_renders_our_template(opened: tuple[str, LlamaCpp, Backend], tokenizer: Tokenizer) -> None:
-    _, llama, _ = opened
-    messages = [
-        {"role": "user", "content": "여권은?"},
-        {"role": "assistant", "content": "공관에."},
-        {"role": "user", "content": "비자는?"},
-    ]
-    text = llama.post("/apply-template", {"messages": messages})["prompt"]
-    one = "[BOS][QUESTION]여권은?[/QUESTION][ANSWER]공관에.[/ANSWER][EOS]"
-    # llama.cpp takes the first [BOS] of a template off, since it puts one there when it tokenizes.
-    assert text.removeprefix("[BOS]") == (one + "[BOS][QUESTION]비자는?[/QUESTION][ANSWER]").removeprefix("[BOS]")
-    ids = llama.post("/tokenize", {"content": "[QUESTION]비자는?[/QUESTION][ANSWER]", "add_special": True})["tokens"]
-    assert ids == question_prompt(tokenizer, "비자는?", None, BLOCK)
-
-
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
 @pytest.mark.parametrize("spec", [GPT2, dataclasses.replace(LLAMA, n_embd=80)], ids=["gpt2", "odd rows"])
 def test_smaller_types_stay_close(tmp_path: Path, tokenizer: Tokenizer, dtype: str, spec: GPTSpec) -> None:
@@ -245,6 +230,16 @@ def test_ollama_gets_a_recipe(tmp_path: Path, tokenizer: Tokenizer) -> None:
     recipe = (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8")
     assert recipe.startswith("FROM ./model.gguf\n")
     assert f"num_ctx {BLOCK}" in recipe
-    # Ollama adds [BOS] itself: with it, the template is the prompt that the model was trained on.
-    template = recipe.split('"""')[1].split("{{ .Response }}")[0].replace("{{ .Prompt }}", "여권은?")
-    assert f"[BOS]{template}" == tokenizer.decode(question_prompt(tokenizer, "여권은?", None, BLOCK))
+    # Ollama adds [BOS] itself: with it, what is left without the conditions is the prompt of question and document.
+    template = re.sub(r"\{\{-? *(?:range|if|end)[^}]*\}\}", "", recipe.split('"""')[1])
+    filled = template.replace("{{ .Content }}", "여권은?").replace("{{ $.System }}", "[DOC]공관.[/DOC]")
+    assert f"[BOS]{filled}" == tokenizer.decode(question_prompt(tokenizer, "여권은?", "공관.", BLOCK))
+
+
+def test_ollamas_recipe_of_plain_text_asks_nothing(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    save_run(tmp_path / "run", GPT2, tokenizer)
+    (tmp_path / "run" / "config.toml").write_text('template = "plain"\n')
+    convert_model(tmp_path / "run", tmp_path / "out", "gguf", None)
+    recipe = (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8")
+    assert 'TEMPLATE """{{ .Prompt }}"""' in recipe
+    assert "[QUESTION]" not in recipe

@@ -9,8 +9,9 @@ from twingpt.answers.contacts import contact_section
 from twingpt.core.errors import UsageError
 from twingpt.data.contacts import standardise
 from twingpt.data.files import LIBRARY_FILE
+from twingpt.data.library.asked_contacts import asked_contact, named_contacts
 from twingpt.data.library.build import build_library, split_document
-from twingpt.data.library.search import NEAR, Library, Passage
+from twingpt.data.library.search import NEAR, FoundContact, Library, Passage
 from twingpt.data.library.sentences import FoundSentence, best_sentences, sentences
 from twingpt.data.samples.summary import OWN_LABEL, Group, group_of
 from twingpt.data.text.characters import cleaned
@@ -38,9 +39,14 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
     question = cleaned(question)
     if not question:
         raise UsageError("the question is empty: ask something")
+    asked = asked_contact(question)
+    if asked is not None and (named := named_contacts(library, asked)):
+        return _contact_answer(library, question, named)
     found = library.search(question, PASSAGES)
     least_fit = library.least_fit if least_fit is None else least_fit
-    if not found or library.fit(question, found[0]) < least_fit:
+    # A contact that the text does not have is not made up for by what it says about the place.
+    unknown = asked is not None and asked.only
+    if unknown or not found or library.fit(question, found[0]) < least_fit:
         titles = list(dict.fromkeys(passage.title for passage in found if passage.title))
         return Answer(question, found=False, suggestions=titles[:SUGGESTIONS])
     ranked = best_sentences(question, found, limit=len(found) * SUMMARY_SENTENCES * 4)
@@ -57,6 +63,32 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
         "상세 설명": _detail(units, summary),
     }
     return Answer(question, found=True, sections=sections, sources=sources)
+
+
+def _contact_answer(library: Library, question: str, named: Sequence[tuple[FoundContact, Passage]]) -> Answer:
+    """The summary is where the contacts that are asked for stand; the rest is what the first one's passage says."""
+    passages = list({passage.number: passage for _, passage in named}.values())[:PASSAGES]
+    numbers = {passage.number: number for number, passage in enumerate(passages, 1)}
+    lines = {
+        _line(line, numbers[passage.number]): None
+        for contact, passage in named
+        if passage.number in numbers and (line := _line_of(contact, passage))
+    }
+    units = list(read_units(passages[0].text))
+    sources = [_source(passage, numbers[passage.number]) for passage in passages]
+    first = [contact for contact, _ in named]
+    sections = {
+        "요약": list(lines)[:SUMMARY_SENTENCES],
+        "체크리스트": _checklist(units),
+        "연락처": list(contact_section(library, passages, sources, first=first)),
+        "상세 설명": _detail(units, []),
+    }
+    return Answer(question, found=True, sections=sections, sources=sources)
+
+
+def _line_of(contact: FoundContact, passage: Passage) -> str:
+    """The line of a passage in which a contact stands."""
+    return next((line.strip() for line in passage.text.split("\n") if contact.value in line), "")
 
 
 def ask_document(text: str, question: str) -> Answer:

@@ -4,28 +4,28 @@ import re
 from collections.abc import Iterator, Sequence
 
 from twingpt.answers.answer import Source
+from twingpt.data.library.contact_store import is_no_name
 from twingpt.data.library.search import FoundContact, Library, Passage
 
 DIFFERENT = "서로 다름"
 MOST_VALUES = 8
 """A name with more values of one kind than this is no name of one place."""
-# Under such words many places give their contacts: that those differ says nothing.
-_NO_NAME = re.compile(
-    r"(?:문의|문의처|연락|연락처|전화|예약|상담|신고|담당|담당자|안내|주소|위치|홈페이지|도움말|물어볼|곳|및|의|하실|하는)*"
-)
 
 
-def contact_section(library: Library, passages: Sequence[Passage], sources: list[Source]) -> Iterator[str]:
+def contact_section(
+    library: Library, passages: Sequence[Passage], sources: list[Source], *, first: Sequence[FoundContact] = ()
+) -> Iterator[str]:
     """The lines of the section: "- name TEL: value, WEB: value [1]", each value once a passage.
 
     sources: those of the passages, in the same order. Where the text gives other values of a kind under the same name,
     all of them are listed, the newest first, with their dates and how often they stand there; the passages that they
-    come from are added to the sources.
+    come from are added to the sources. first: contacts that stand before the others of their passage.
     """
+    asked = set(first)
     told: set[tuple[str, str]] = set()
     for passage, source in zip(passages, list(sources), strict=True):
         places: dict[str, list[str]] = {}
-        for contact in library.contacts(passage):
+        for contact in sorted(library.contacts(passage), key=lambda contact: contact not in asked):
             if (contact.name, contact.kind) in told:
                 continue
             differing = _differing(library, contact)
@@ -41,7 +41,7 @@ def contact_section(library: Library, passages: Sequence[Passage], sources: list
 
 def _differing(library: Library, contact: FoundContact) -> list[FoundContact]:
     """All contacts under this one's name and kind, if their values are not the same; else none."""
-    if not contact.name or _NO_NAME.fullmatch(re.sub(r"\W", "", contact.name)):
+    if is_no_name(contact.name):
         return []
     known = library.contacts_named(contact.name, contact.kind)
     values = {_same_form(one.value) for one in known}

@@ -62,13 +62,19 @@ def _answerer(run: Path, doc: Path | None, stack: ExitStack) -> "Callable[[str],
     """What answers a question from the run's library or from a document; open until the stack is closed."""
     from twingpt.answers.ask import ask_document, ask_library
     from twingpt.data.library.search import Library
-    from twingpt.weights.run_folder import library_of
+    from twingpt.weights.run_folder import library_of, template_of
 
     if doc is not None:
         from twingpt.generation.prompts import read_text
 
         return partial(ask_document, read_text(doc))
-    return partial(ask_library, stack.enter_context(Library(library_of(run))))
+    library = library_of(run)
+    if template_of(library.parent) == "plain":
+        sys.stderr.write(
+            f"{run} is plain text (prepare --template plain): what follows is found in the text, and a model of it "
+            "answers no questions\n"
+        )
+    return partial(ask_library, stack.enter_context(Library(library)))
 
 
 def _typed() -> Iterator[str]:

@@ -8,7 +8,11 @@ import typer
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A run, a checkpoint, a Hugging Face folder or a ckpt.pt.", metavar="SRC")
+        Path,
+        typer.Argument(
+            help="A run, a checkpoint, a Hugging Face folder, a ckpt.pt, or OWNER/NAME in the Hub's local cache.",
+            metavar="SRC",
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.", metavar="DST")],
     to: Annotated[
@@ -39,11 +43,30 @@ def convert(
             metavar="WHAT",
         ),
     ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(help="Of the text, for the model card: ko, en.", show_default="ko, if the vocabulary is Korean"),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="For the model card, as the Hub names it: apache-2.0.", show_default="none told")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `eval --json` wrote, for the model card.",
+            metavar="FILE",
+            show_default="what the run's log has",
+        ),
+    ] = None,
 ) -> None:
     """Take a model to Hugging Face, mlx-lm, llama.cpp or Ollama, or bring one in."""
     from twingpt.interchange.convert import convert_model
+    from twingpt.interchange.model_card import CardOptions
 
-    notes = convert_model(source, target, to, tokenizer, dtype=dtype, approximate=approximate, expect=source_format)
+    card = CardOptions(language=language, license=license, figures=figures)
+    notes = convert_model(
+        source, target, to, tokenizer, dtype=dtype, approximate=approximate, expect=source_format, card=card
+    )
     for note in notes:
         typer.echo(note)
     typer.echo(f"wrote {target}")

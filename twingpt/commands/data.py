@@ -51,6 +51,8 @@ def prepare(raw: Raw, out: Out, settings: PrepareSettings, workers: Workers = No
 @with_settings(
     PrepareSettings,
     "template",
+    "separator",
+    "keep_layout",
     "contacts",
     "dedup",
     "drop_junk",
@@ -66,7 +68,7 @@ def clean_command(
 
 
 @app.command("tokenizer")
-@with_settings(PrepareSettings, "vocab_size", "tokenizer_megabytes", "template", "seed")
+@with_settings(PrepareSettings, "tokenizer", "vocab_size", "tokenizer_megabytes", "template", "seed")
 def tokenizer_command(data: Data, settings: PrepareSettings, as_json: Json = False) -> None:
     """Stage 3: learn the vocabulary from DATA/cleaned.txt into DATA/tokenizer.json."""
     _run([], data, settings, ("tokenizer",), 1, as_json)

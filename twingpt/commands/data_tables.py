@@ -2,12 +2,44 @@
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twingpt.data.prepare.inspect import Inspection
     from twingpt.data.prepare.pipeline import Prepared, Watcher
+
+
+MUCH = 0.05
+"""A step that drops more of the text is warned of."""
+KEEP_WITH = {
+    "exact duplicates dropped": "--no-dedup keeps them",
+    "near duplicates dropped": "--no-dedup keeps them",
+    "boilerplate lines dropped": "--no-boilerplate keeps them",
+    "lines of only code, log, URL or emoji dropped": "they stay without --drop-junk",
+}
+LINE_EVERY_S = 10.0
+
+
+class LinesNowAndThen:
+    """What was read and how fast, on stderr: for a log, and for an input without an end."""
+
+    def __init__(self) -> None:
+        self.start("")
+
+    def start(self, stage: str) -> None:
+        self._stage, self._done = stage, 0
+        self._started = self._told = time.monotonic()
+
+    def advance(self, size: int) -> None:
+        self._done += size
+        now = time.monotonic()
+        if now - self._told >= LINE_EVERY_S:
+            speed = self._done / (now - self._started)
+            sys.stderr.write(f"{self._stage}: {self._done / 1e6:,.1f} MB so far, {speed / 1e6:,.1f} MB/s\n")
+            sys.stderr.flush()
+            self._told = now
 
 
 def progress_bars() -> Any:
@@ -19,15 +51,18 @@ def progress_bars() -> Any:
 
     class Bars(Watcher):
         def __init__(self) -> None:
+            console = Console(file=sys.stderr)
             self._progress = Progress(
                 TextColumn("{task.description:<10}"),
                 BarColumn(),
                 DownloadColumn(),
                 TransferSpeedColumn(),
                 TimeRemainingColumn(elapsed_when_finished=True),
-                console=Console(file=sys.stderr),
+                console=console,
             )
             self._task = self._progress.add_task("", visible=False)
+            # Where no bar can move, a line now and then says that work goes on.
+            self._lines = None if console.is_terminal else LinesNowAndThen()
 
         def __enter__(self) -> "Watcher":
             self._progress.__enter__()
@@ -36,11 +71,18 @@ def progress_bars() -> Any:
         def __exit__(self, *error: Any) -> None:
             self._progress.__exit__(*error)
 
-        def start(self, stage: str, total: int) -> None:
+        def start(self, stage: str, total: int | None) -> None:
+            before = self._progress.tasks[self._task]
+            if before.total is None:
+                self._progress.update(self._task, total=before.completed)
             self._task = self._progress.add_task(stage, total=total)
+            if self._lines:
+                self._lines.start(stage)
 
         def advance(self, size: int) -> None:
             self._progress.advance(self._task, size)
+            if self._lines:
+                self._lines.advance(size)
 
         def finish(self, result: Any) -> None:
             total = self._progress.tasks[self._task].total
@@ -65,10 +107,18 @@ def show_summary(prepared: "Prepared", out: Path) -> None:
     changes: dict[str, Any] = report["clean"]["changes"] if "clean" in prepared.seconds else {}
     if changes:
         console.print(Text("\nWhat cleaning changed", style="bold"))
+    shares: dict[str, float] = report["clean"].get("dropped_shares", {}) if changes else {}
     for kind, change in changes.items():
-        console.print(Text(f"  {change['count']:>9,}  {kind}"))
+        share = f" ({shares[kind]:.1%} of the text)" if kind in shares else ""
+        console.print(Text(f"  {change['count']:>9,}  {kind}{share}"))
         for before, after in change["examples"][:1]:
             console.print(Text(f"             {_line(before)} -> {_line(after) or '(dropped)'}", style="dim"))
+    for kind, gone in shares.items():
+        if gone > MUCH:
+            keep = f": {KEEP_WITH[kind]}" if kind in KEEP_WITH else ""
+            console.print(
+                Text(f"warning: {kind}: {gone:.1%} of the text is gone{keep}", style="yellow"), soft_wrap=True
+            )
     shown: list[Any] = []
     if "pack" in prepared.seconds or "samples" in prepared.seconds:
         # Samples that were edited by hand are not those of the report any more.
@@ -103,13 +153,17 @@ def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if library:
         rows.append(("passages to find", f"{library['passages']:,}"))
     if tokenizer:
-        rows.append(("vocabulary", f"{tokenizer['vocab_size']:,} tokens"))
+        taken = ""
+        if "taken_from" in tokenizer:
+            taken = f" of {tokenizer['taken_from']}, as {tokenizer['why']}; --tokenizer new learns another"
+        rows.append(("vocabulary", f"{tokenizer['vocab_size']:,} tokens{taken}"))
     if samples:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in samples["by_kind"].items())
         rows.append(("samples", f"{samples['samples']:,} ({kinds}) from {samples['documents_used']:,} documents"))
     if pack:
         rows.append(("block size", f"{report['settings']['block_size']:,} tokens that the model sees at once"))
-        rows.append(("tokens", f"{pack['train_tokens']:,} to train on, {pack['val_tokens']:,} to validate"))
+        share = f" ({pack['val_share']:.1%} of the text)" if "val_share" in pack else ""
+        rows.append(("tokens", f"{pack['train_tokens']:,} to train on, {pack['val_tokens']:,} to validate{share}"))
         rows.append(("bytes a token", f"{pack['bytes_per_token']:.2f}"))
         if pack["layout"] == "rows":
             rows.append(("samples that fit", f"{pack['fitting']:.1%} (longest {pack['longest']:,} tokens)"))

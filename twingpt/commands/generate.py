@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +16,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 
 if TYPE_CHECKING:
     from twingpt.core.sampling import Sampling
-    from twingpt.evaluation.held_out import Answered, AnswerSettings
+    from twingpt.evaluation.evaluate import Watcher
     from twingpt.generation.batching import Request
     from twingpt.generation.model import Model
 
@@ -187,32 +188,11 @@ def evaluate(
 ) -> None:
     """Loss, perplexity and bits per byte over the whole validation split, and answers about its documents."""
     from twingpt.core.sampling import Sampling
-    from twingpt.data.tokens.batches import Batches
     from twingpt.data.tokens.manifest import Manifest
-    from twingpt.evaluation.held_out import AnswerSettings, figures, write_answers
+    from twingpt.evaluation.evaluate import evaluate_model
+    from twingpt.evaluation.held_out import AnswerSettings, write_answers
     from twingpt.generation.model import load
-    from twingpt.training.validation import evaluate as evaluate_loss
 
-    manifest, model = Manifest.load(data), load(run, backend, device)
-    engine, tokenizer = model.engine, model.tokenizer
-    if model.spec.vocab_size != manifest.vocab_size:
-        raise UsageError(f"{run} has vocabulary {model.spec.vocab_size}, {data} has {manifest.vocab_size}")
-    if tokenizer.sha256 != manifest.tokenizer_sha256:
-        raise UsageError(
-            f"{data} was packed with another tokenizer than {run} was trained with: name the DATA of that run"
-        )
-    batches = Batches(data, manifest, "val", engine.spec.block_size)
-    result = evaluate_loss(engine, batches, tokenizer.token_bytes(), batch_size)
-    shown: dict[str, Any] = {
-        "checkpoint": model.checkpoint,
-        "backend": engine.name,
-        "device": engine.device,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte,
-        "tokens": result.tokens,
-        "text_bytes": result.text_bytes,
-    }
     settings = AnswerSettings(
         sampling=Sampling(temperature=temperature, seed=seed),
         max_new_tokens=max_new_tokens,
@@ -220,15 +200,27 @@ def evaluate(
         fill_contacts=fill_contacts,
         slots=batch_size,
     )
-    answered = _answers(model, data, prompts, seed, settings, quiet=as_json)
+    if Manifest.load(data).validation_split == "train":
+        typer.echo(f"{data} has no text held out: the loss is that of the training text", err=True)
+    with _answering(quiet=as_json) as watcher:
+        result = evaluate_model(
+            load(run, backend, device),
+            data,
+            questions=prompts,
+            seed=seed,
+            settings=settings,
+            batch_size=batch_size,
+            named=str(run),
+            watcher=watcher,
+        )
     if samples is not None:
-        if not answered:
+        if not result.answers:
             raise TwinGPTError(f"{data} holds no question about a validation document: there is no answer to write")
-        write_answers(samples, answered)
-    found = figures(answered) if answered else {}
+        write_answers(samples, result.answers)
+    shown, found = result.loss_figures(), result.figures
     if as_json:
         how = {"temperature": temperature, "seed": seed, "format": form, "fill_contacts": fill_contacts}
-        print_json(shown if not answered else {**shown, "answers": {**how, **found}})
+        print_json(shown if not found else {**shown, "answers": {**how, **found}})
     else:
         from twingpt.commands.tables import print_columns, print_table
 
@@ -237,23 +229,21 @@ def evaluate(
             print_columns("answers about validation documents", found)
 
 
-def _answers(
-    model: "Model", data: Path, number: int, seed: int, settings: "AnswerSettings", *, quiet: bool
-) -> "list[Answered]":
-    """Empty where none are asked for, or DATA has no question about a validation document."""
+@contextmanager
+def _answering(*, quiet: bool) -> "Iterator[Watcher]":
+    """A bar of the answers that are written."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from twingpt.data.files import SAMPLES_FILE
-    from twingpt.evaluation.held_out import answer_all, held_out_questions
-    from twingpt.weights.run_files import check_file
-    from twingpt.weights.run_folder import open_contacts
+    from twingpt.evaluation.evaluate import Watcher
 
-    check_file(data, SAMPLES_FILE)
-    samples = held_out_questions(data, number, seed) if number else []
-    if not samples:
-        return []
-    store = open_contacts(data)
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task("answering", total=len(samples))
-        return answer_all(model, samples, store, settings, lambda: progress.advance(task))
+
+        class Bar(Watcher):
+            def start(self, total: int) -> None:
+                self.task = progress.add_task("answering", total=total)
+
+            def advance(self) -> None:
+                progress.advance(self.task)
+
+        yield Bar()

@@ -33,6 +33,13 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Another name that this server is reached by.", metavar="NAME")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another program in a browser that may ask, such as app://obsidian.md; '*' with --api-key: every one.",
+            metavar="ORIGIN",
+        ),
+    ] = None,
     slots: Annotated[int, typer.Option(help="Answers written side by side.", min=1, max=1024)] = 8,
     queue: Annotated[int, typer.Option(help="Requests that may wait for a slot.", min=0)] = 128,
     max_tokens: Annotated[
@@ -50,7 +57,8 @@ def serve(
     from rich.console import Console
 
     from twingpt.serve.app import create_app
-    from twingpt.serve.security import Access, allowed_hosts, is_loopback
+    from twingpt.serve.request_log import log_to_terminal
+    from twingpt.serve.security import Access, allowed_hosts, allowed_origins, is_loopback
     from twingpt.serve.server import bind, serve_forever
 
     if api_key is not None and not api_key.strip():
@@ -60,6 +68,7 @@ def serve(
             f"--host {host} can be reached from other computers: give --api-key (or TWINGPT_API_KEY), "
             "or listen on 127.0.0.1"
         )
+    origins = allowed_origins(allow_origin or (), api_key)
     listening = bind(host, port)
     limits = Limits(max_tokens=max_tokens, max_waiting=queue, seconds=timeout)
     try:
@@ -68,7 +77,10 @@ def serve(
         listening.close()
         raise
     access = Access(
-        hosts=allowed_hosts(host, allow_host or ()), api_key=api_key and api_key.strip(), max_body=max_body * 1024
+        hosts=allowed_hosts(host, allow_host or ()),
+        origins=origins,
+        api_key=api_key and api_key.strip(),
+        max_body=max_body * 1024,
     )
     console = Console()
     shown = f"[{host}]" if ":" in host else host
@@ -90,4 +102,5 @@ def serve(
 
         # It is listening already: a browser that is quicker than the server waits.
         webbrowser.open(f"{base}/")
+    log_to_terminal()
     serve_forever(create_app(service, access), listening)

@@ -20,6 +20,8 @@ from twingpt.training.recipe import TrainConfig
     "train",
     TrainConfig,
     "steps",
+    "epochs",
+    "cut",
     "batch_size",
     "micro_batch",
     "activation_checkpointing",
@@ -34,6 +36,8 @@ from twingpt.training.recipe import TrainConfig
     "seed",
     "log_every",
     "eval_every",
+    "eval_epochs",
+    "average",
     "save_every",
     "keep_last",
 )
@@ -58,6 +62,16 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint, in either engine.")
     ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Begin a new run with the weights of this one, for text that came later.",
+            metavar="RUN",
+            show_default="weights drawn from the seed",
+        ),
+    ] = None,
+    moments: Annotated[bool, typer.Option("--moments", help="With --from: begin with its moments too.")] = False,
     train: dict[str, Any],
     model: dict[str, Any],
     stop_at: Annotated[int | None, typer.Option(help="End early, after this many updates in all.", min=1)] = None,
@@ -139,6 +153,7 @@ def train(
     from twingpt.training.restart import restart
     from twingpt.training.session import TrainRequest, open_session
 
+    again = restarted(out)
     request = TrainRequest(
         run_dir=out,
         data_dir=data,
@@ -146,7 +161,9 @@ def train(
         device=device,
         preset=preset,
         config_file=config,
-        resume=resume or restarted(out),
+        resume=resume or again,
+        start_from=None if again else start_from,
+        moments=moments and not again,
         memory_limit=memory_limit,
         probe_memory=probe_memory,
         rank_timeout=rank_timeout,

@@ -2,9 +2,17 @@
 
 
 class TwinGPTError(Exception):
-    """What was wrong, where, and what to do, in one line. The command line prints it without a traceback."""
+    """What was wrong, where, and what to do, in one line. The command line prints it without a traceback.
+
+    command_line: what only somebody at the command line can do about it, such as an option. It ends the line there, and
+    is left out of `problem`, which is what a client of the server reads.
+    """
 
     exit_code = 1
+
+    def __init__(self, problem: str, *, command_line: str = "") -> None:
+        super().__init__(problem + command_line)
+        self.problem = problem
 
 
 class UsageError(TwinGPTError):
@@ -52,6 +60,10 @@ class StoppedError(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
+
+
+class PromptTooLongError(TwinGPTError):
+    """What is given to the model leaves no room for an answer; cutting it would lose the question."""
 
 
 class GrammarError(TwinGPTError):

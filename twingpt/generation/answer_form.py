@@ -187,8 +187,8 @@ class FormConstraint:
         self._closing = False
         if max_new_tokens < form.least:
             raise TwinGPTError(
-                f"the form of an answer needs {form.least} tokens, there is room for {max_new_tokens}: "
-                "give a larger --max-new-tokens"
+                f"the form of an answer needs {form.least} tokens, there is room for {max_new_tokens}",
+                command_line=": give a larger --max-new-tokens",
             )
         room = max_new_tokens - form.least
         begin = float(form.opening)

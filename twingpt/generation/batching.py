@@ -72,13 +72,14 @@ class Event:
     """One sequence's part of a step.
 
     token: None where it ended with a stop token, which is left out, or where nothing could follow. finish_reason: None
-    while it goes on; "length" comes together with the last token, or where nothing could follow.
+    while it goes on; "length" comes together with the last token, or where nothing could follow. end: the stop token.
     """
 
     handle: int
     token: int | None
     finish_reason: FinishReason | None
     logprobs: Logprobs | None = None
+    end: int | None = None
 
 
 @dataclass(slots=True)
@@ -236,7 +237,7 @@ class Batcher:
         token = sample(logits, request.sampling, sequence.length, seen, allowed)
         logprobs = _logprobs(logits, token, request.top_logprobs) if request.top_logprobs is not None else None
         if token in request.ends:
-            return Event(sequence.handle, None, "stop", logprobs)
+            return Event(sequence.handle, None, "stop", logprobs, end=token)
         sequence.tokens[sequence.length] = token
         sequence.length += 1
         if sequence.distinct is not None:
@@ -247,9 +248,27 @@ class Batcher:
         return Event(sequence.handle, token, "length" if ended else None, logprobs)
 
 
+def prompt_logprobs(backend: Backend, tokens: Sequence[int], top: int) -> list[Logprobs | None]:
+    """Of each token of a prompt, given those before it; None for the first, before which there is nothing.
+
+    Raises UsageError for more tokens than the context holds, or one outside the vocabulary.
+    """
+    spec = backend.spec
+    if not 0 < len(tokens) <= spec.block_size:
+        raise UsageError(f"the prompt takes {len(tokens)} tokens, the model's context is {spec.block_size}")
+    if not 0 <= min(tokens) <= max(tokens) < spec.vocab_size:
+        raise UsageError(f"the prompt holds a token outside the vocabulary of {spec.vocab_size}")
+    rows = backend.logits(np.array([tokens], dtype=np.int32))[0]
+    return [None, *(_logprobs(row, token, top) for row, token in zip(rows[:-1], tokens[1:], strict=True))]
+
+
 def _logprobs(logits: NDArray[np.float32], token: int, top: int) -> Logprobs:
     scores = logits.astype(np.float64)
     peak = scores.max()
     scores -= peak + np.log(np.exp(scores - peak).sum())
-    best = np.lexsort((np.arange(scores.size), -scores))[:top] if top else np.empty(0, dtype=np.int64)
+    best: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    if top := min(top, scores.size):
+        # Sorting a whole vocabulary for the few that are asked for would take longer than the model does.
+        likely = np.flatnonzero(scores >= np.partition(scores, -top)[-top])
+        best = likely[np.lexsort((likely, -scores[likely]))][:top]
     return Logprobs(float(scores[token]), tuple((int(i), float(scores[i])) for i in best))

@@ -16,6 +16,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import TOKENIZER_FILE
+from twingpt.data.tokens.marks import Template
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Constraint, Request
 from twingpt.generation.prompts import placeholder_values, question_prompt, text_prompt
@@ -26,6 +27,7 @@ from twingpt.weights.run_folder import (
     library_of,
     load_tokenizer,
     open_contacts,
+    template_of,
     trained_on_placeholders,
 )
 
@@ -45,7 +47,8 @@ class Model:
 
     checkpoint: the folder that the weights were read from; None while they are in training. step: how many updates they
     have been trained for. masked: it was trained on placeholders for contacts, so a document's become placeholders, and
-    those that it writes become the document's contacts again.
+    those that it writes become the document's contacts again. template: what its training text was made into; None
+    where nothing says so.
     """
 
     engine: Backend
@@ -53,6 +56,7 @@ class Model:
     checkpoint: Path | None = None
     step: int = 0
     masked: bool = False
+    template: Template | None = None
 
     @property
     def spec(self) -> GPTSpec:
@@ -70,6 +74,7 @@ class Model:
         self,
         text: str | None = None,
         *,
+        tokens: Sequence[int] | None = None,
         question: str | None = None,
         doc: str | None = None,
         sampling: Sampling | None = None,
@@ -78,22 +83,35 @@ class Model:
         structure: Structure | None = None,
         stops: tuple[str, ...] = (),
         top_logprobs: int | None = None,
+        within_context: bool = False,
     ) -> Request:
-        """What to write: on from a text, or an answer to a question, from a document if one is given.
+        """What to write: on from a text or its tokens, or an answer to a question, from a document if one is given.
 
+        tokens: read as they are, with whatever stands before the text among them.
         structured: an answer with all its sections in their order. structure: another form that the text must have;
-        then a document's placeholders stay as the model writes them. Raises UsageError unless one of text and question
-        is given, TwinGPTError if the prompt leaves no room, max_new_tokens is too few for the sections, or the
-        structure allows no text.
+        then a document's placeholders stay as the model writes them. within_context: no more tokens than the context
+        has left; else the window slides. Raises UsageError unless one of text, tokens and question is given,
+        PromptTooLongError if a question leaves no room, TwinGPTError if the model knows no questions, max_new_tokens is
+        too few for the sections, a token is none of the vocabulary, or the structure allows no text.
         """
-        if (text is None) == (question is None):
+        if sum(one is not None for one in (text, tokens, question)) != 1:
             raise UsageError("give a text to write on from, or a question")
+        if question is not None and self.template == "plain":
+            raise TwinGPTError(
+                "the model was trained on plain text (prepare --template plain), which has no questions: give it a "
+                "text to write on from (--prompt), or let `twingpt ask` find the answer in its text"
+            )
         if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
             raise UsageError(f"max_new_tokens = {max_new_tokens}: it must be 1 to {MOST_NEW_TOKENS:,}")
-        if text is not None:
+        if tokens is not None:
+            prompt, text = list(tokens), self.tokenizer.decode(tokens)
+        elif text is not None:
             prompt = text_prompt(self.tokenizer, text)
         else:
             prompt = question_prompt(self.tokenizer, question or "", doc, self.spec.block_size, masked=self.masked)
+        if within_context:
+            # The last token is not read any more, so that it needs no place.
+            max_new_tokens = min(max_new_tokens, max(1, self.spec.block_size - len(prompt) + 1))
         ends = stop_tokens(self.tokenizer)
         constraint = self._form(len(prompt), max_new_tokens) if structured else None
         if structure is not None:
@@ -231,5 +249,5 @@ def open_model(checkpoint: Checkpoint, tokenizer: Tokenizer, engine: Backend) ->
     run_dir = checkpoint.path.parent.parent
     check_tokenizer(run_dir / TOKENIZER_FILE, tokenizer.sha256, checkpoint.progress.fingerprint)
     engine.load_state(checkpoint.state)
-    masked = trained_on_placeholders(run_dir)
-    return Model(engine, tokenizer, checkpoint.path, checkpoint.progress.step, masked)
+    masked, template = trained_on_placeholders(run_dir), template_of(run_dir)
+    return Model(engine, tokenizer, checkpoint.path, checkpoint.progress.step, masked, template)

@@ -9,10 +9,13 @@ from twingpt.generation.batching import Logprobs
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with the model's own log-probabilities at its place, which is `offset` characters into the text."""
+    """A token with the model's own log-probabilities at its place, which is `offset` characters into the text.
+
+    logprobs: None for the first token of a prompt, before which the model has read nothing.
+    """
 
     token: int
-    logprobs: Logprobs
+    logprobs: Logprobs | None
     offset: int
 
 
@@ -48,6 +51,10 @@ class TextWriter:
         text = self._decoder.push(token)
         self._decoded += len(text)
         return self._piece(text, final=False)
+
+    def end(self, token: int, logprobs: Logprobs) -> None:
+        """Note the stop token, which is no part of the text, among the log-probabilities."""
+        self._logprobs.append(TokenLogprob(token, logprobs, self._decoded))
 
     def finish(self) -> Piece | None:
         """What is left at the end."""

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
-from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.errors import PromptTooLongError, TwinGPTError, UsageError
 from twingpt.data.tokens.template import prompt_segments
 from twingpt.data.tokens.tokenizer import Tokenizer
 
 # Of the bytes of a file; as `prepare` has it by default.
 MAX_UNDECODABLE = 0.01
+
+LARGEST_TEXT = 200_000_000
+"""Characters of a text that is held in memory as a whole; packed, a small file may hold any number."""
 
 
 def cleaned(text: str) -> str:
@@ -25,12 +28,21 @@ def read_text(path: Path, *, forms: bool = True) -> str:
     Raises TwinGPTError if the file cannot be read, is binary, or holds no text.
     """
     from twingpt.data.text.changes import Changes
-    from twingpt.data.text.inputs import Source
+    from twingpt.data.text.inputs import NO_FILE, Source
     from twingpt.data.text.reading import read_source
 
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise TwinGPTError(f"{path} {NO_FILE}, which may have no end: save what it gives as a file")
     changes = Changes()
-    read = read_source(Source(str(path), path), changes, max_undecodable=1, forms=forms)
-    text = "".join(piece for piece, _ in read)
+    pieces, size = [], 0
+    for piece, _ in read_source(Source(str(path), path), changes, max_undecodable=1, forms=forms):
+        pieces.append(piece)
+        size += len(piece)
+        if size > LARGEST_TEXT:
+            raise TwinGPTError(
+                f"{path} holds more than {LARGEST_TEXT:,} characters: run `twingpt prepare` on it, and ask its DATA"
+            )
+    text = "".join(pieces)
     text = cleaned(text) if forms else "\n".join(cleaned(line) for line in text.splitlines()).strip()
     lost = changes.counts.get("undecodable bytes", 0)
     if lost > MAX_UNDECODABLE * path.stat().st_size:
@@ -48,8 +60,8 @@ def question_prompt(
     """The template that the model was trained on, up to [ANSWER].
 
     masked: the document's contacts become placeholders, as those of the training text did.
-    Raises UsageError for an empty question or document, TwinGPTError if they leave no room for an answer: cutting them
-    would lose the question.
+    Raises UsageError for an empty question or document, PromptTooLongError if they leave no room for an answer:
+    cutting them would lose the question.
     """
     question = cleaned(question)
     if not question:
@@ -65,10 +77,10 @@ def question_prompt(
         doc = mask(doc, contacts) if masked else doc
     ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
     if len(ids) >= block_size:
-        what = "question" if doc is None else "question and document"
-        raise TwinGPTError(
-            f"the {what} take {len(ids)} tokens, the model's context is {block_size}: shorten them, "
-            "or train with a larger --block-size"
+        what = "question takes" if doc is None else "question and document take"
+        raise PromptTooLongError(
+            f"the {what} {len(ids)} tokens, this model's maximum context length is {block_size}: shorten what you give",
+            command_line=", or train with a larger --block-size",
         )
     return ids
 

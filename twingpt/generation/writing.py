@@ -113,7 +113,9 @@ def with_contacts(text: str, request: Request, store: ContactStore | None, *, fi
 
     if fill_in:
         if store is None and request.doc is None:
-            raise TwinGPTError(f"--fill-contacts needs the {CONTACTS_FILE} that `prepare` made beside the checkpoints")
+            raise TwinGPTError(
+                f"filling in contacts needs the {CONTACTS_FILE} that `prepare` made beside the checkpoints"
+            )
         from twingpt.generation.answer_contacts import known_contacts, with_contact_section
 
         known = known_contacts(request.question, request.doc, store)

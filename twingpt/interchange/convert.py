@@ -15,7 +15,11 @@ from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL, check_state, first_not_finite
 from twingpt.data.files import TOKENIZER_FILE
 from twingpt.data.prepare.settings import Contacts
-from twingpt.interchange.foreign_tokenizer import ExportTokenizer, copy_foreign, modelfile
+from twingpt.data.tokens.marks import Template
+from twingpt.interchange.chat_template import modelfile
+from twingpt.interchange.foreign_tokenizer import ExportTokenizer, copy_foreign, template_of_export
+from twingpt.interchange.hub_cache import from_hub_cache
+from twingpt.interchange.model_card import CardFacts, CardOptions, write_card
 from twingpt.training.config import RunConfig, TrainConfig
 from twingpt.weights import gguf, huggingface
 from twingpt.weights.checkpoint import (
@@ -28,7 +32,7 @@ from twingpt.weights.checkpoint import (
 from twingpt.weights.foreign import SOURCES, Source, detect_format, import_torch, load_pickle
 from twingpt.weights.format import load_tensors
 from twingpt.weights.huggingface import Types, export_hf, import_hf, read_json
-from twingpt.weights.run_folder import check_tokenizer, trained_on_placeholders
+from twingpt.weights.run_folder import check_tokenizer, template_of, trained_on_placeholders
 from twingpt.weights.targets import TARGETS, Target, approximable, check
 
 IMPORTED_FILE = "imported.json"
@@ -43,7 +47,8 @@ class WholeModel:
 
     types: in which the checkpoint that it was imported from keeps its tensors. tokenizer: the tokenizer.json that lay
     beside it, if any. masked: it was trained on placeholders for contacts. fingerprint: what the checkpoint says of the
-    data and the tokenizer that it was trained with.
+    data and the tokenizer that it was trained with. template: what its training text was made into; None where nothing
+    says so, and then it leaves as one that answers questions. run: the folder that it was trained in.
     """
 
     source: Source
@@ -54,6 +59,8 @@ class WholeModel:
     types: Types = field(default_factory=Types)
     masked: bool = False
     fingerprint: dict[str, str] = field(default_factory=dict)
+    template: Template | None = None
+    run: Path | None = None
 
 
 def convert_model(
@@ -65,20 +72,25 @@ def convert_model(
     dtype: str | None = None,
     approximate: str | None = None,
     expect: str | None = None,
+    card: CardOptions | None = None,
 ) -> list[str]:
     """Read `source`, whatever it is, and write the folder `target`. Returns what its owner should know, in lines.
 
+    source: a file, a folder, or the id of a model on the Hub that lies in its local cache.
     dtype: of the tensors there; None: that of the checkpoint that the model was imported from, else float32.
     approximate: "gelu" lets a format that has only the tanh approximation have an exact GELU.
-    expect: the format that `source` should have; None: whichever it has.
+    expect: the format that `source` should have; None: whichever it has. card: what its owner says of the model, for
+    the README.md beside it, which a native checkpoint does without.
     Raises UsageError for an option that cannot be meant, TwinGPTError if the source cannot be read, the format cannot
     hold the model or the target exists; nothing is left at `target` then.
     """
     wanted = _target(to)
     _check_options(wanted, dtype, approximate, expect)
+    if wanted == "native" and card not in (None, CardOptions()):
+        raise UsageError("--language, --license and --figures go into a model card, which a native checkpoint has not")
     if target.exists():
         raise UsageError(f"{target} exists: choose another folder, or delete it first")
-    model = read_model(source)
+    model = read_model(from_hub_cache(source))
     if expect is not None and model.source != expect:
         raise UsageError(f"{source} is of the format {model.source}, not {expect}")
     if tokenizer is not None:
@@ -102,6 +114,8 @@ def convert_model(
             _write_gguf(folder, target.name, model)
         else:
             _write_hf(folder, model, mlx_lm=wanted == "mlx-lm")
+        if wanted != "native":
+            write_card(folder, _facts(model, target.name, wanted), card or CardOptions())
     return notes
 
 
@@ -122,7 +136,7 @@ def _read(source: Path) -> WholeModel:
         return WholeModel(found, spec, weights, step, _beside(source.parent))
     if kind == "hf":
         spec, weights, types = import_hf(source)
-        return WholeModel("hf", spec, weights, 0, _beside(source), types)
+        return WholeModel("hf", spec, weights, 0, _beside(source), types, template=template_of_export(source))
     if source.is_file():
         spec, tensors, _ = load_tensors(source)
         try:
@@ -134,9 +148,17 @@ def _read(source: Path) -> WholeModel:
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
     run = checkpoint.path.parent.parent
     types, masked = _types(run, checkpoint.path), trained_on_placeholders(run)
-    progress = checkpoint.progress
     return WholeModel(
-        "native", checkpoint.spec, weights, progress.step, _beside(run), types, masked, progress.fingerprint
+        "native",
+        checkpoint.spec,
+        weights,
+        checkpoint.progress.step,
+        _beside(run),
+        types,
+        masked,
+        checkpoint.progress.fingerprint,
+        template_of(run),
+        run,
     )
 
 
@@ -193,7 +215,9 @@ def _write_native(folder: Path, model: WholeModel) -> None:
         fingerprint = {"tokenizer": hashlib.sha256(content).hexdigest()}
     saved = CheckpointStore(folder).save(model.spec, state, Progress(step=model.step, fingerprint=fingerprint))
     contacts: Contacts = "mask" if model.masked else "keep"
-    RunConfig(model=model.spec, train=TrainConfig(), data="", contacts=contacts).save(folder)
+    RunConfig(model=model.spec, train=TrainConfig(), data="", contacts=contacts, template=model.template or "").save(
+        folder
+    )
     if model.types != Types():
         record = {"model": read_progress(saved)[1][MODEL_FILE], "types": dataclasses.asdict(model.types)}
         (folder / IMPORTED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -205,14 +229,14 @@ def _write_hf(folder: Path, model: WholeModel, *, mlx_lm: bool) -> None:
     generation = {}
     config = {}
     if model.tokenizer is not None:
-        tokenizer = ExportTokenizer.load(model.tokenizer, model.spec)
+        tokenizer = ExportTokenizer.load(model.tokenizer, model.spec, model.template or "qa")
         if tokenizer is None:
             generation = copy_foreign(model.tokenizer.parent, folder)
             config = {name: generation[name] for name in generation if name in ("bos_token_id", "eos_token_id")}
             shutil.copyfile(model.tokenizer, folder / TOKENIZER_FILE)
         else:
             tokenizer.write(folder, model.spec.block_size)
-            config, generation = tokenizer.model_ids(), tokenizer.generation()
+            config, generation = tokenizer.model_ids(), tokenizer.generation(model.spec.block_size)
     export_hf(
         folder,
         model.spec,
@@ -227,12 +251,13 @@ def _write_hf(folder: Path, model: WholeModel, *, mlx_lm: bool) -> None:
 def _write_gguf(folder: Path, name: str, model: WholeModel) -> None:
     if model.tokenizer is None:
         raise TwinGPTError("a GGUF file holds the tokenizer: name its tokenizer.json with --tokenizer")
-    tokenizer = ExportTokenizer.load(model.tokenizer, model.spec)
+    tokenizer = ExportTokenizer.load(model.tokenizer, model.spec, model.template or "qa")
     if tokenizer is None:
         raise TwinGPTError(f"{model.tokenizer} is not one that twingpt made: GGUF takes no other from it")
     vocabulary = tokenizer.vocabulary()
     gguf.export_gguf(folder / GGUF_FILE, name, model.spec, model.weights, vocabulary, model.types.usual)
-    (folder / "Modelfile").write_text(modelfile(GGUF_FILE, model.spec.block_size), encoding="utf-8")
+    recipe = modelfile(GGUF_FILE, model.spec.block_size, tokenizer.template)
+    (folder / "Modelfile").write_text(recipe, encoding="utf-8")
 
 
 def _approximated(model: WholeModel) -> tuple[WholeModel, str]:
@@ -243,6 +268,21 @@ def _approximated(model: WholeModel) -> tuple[WholeModel, str]:
     tokenizer = None if model.tokenizer is None else ExportTokenizer.load(model.tokenizer, model.spec)
     error = activation_error(model.weights, model.spec, changed.spec, None if tokenizer is None else tokenizer.encode)
     return changed, f"tanh GELU in place of the exact one: {error}"
+
+
+def _facts(model: WholeModel, name: str, target: Target) -> CardFacts:
+    exported = None if model.tokenizer is None else ExportTokenizer.load(model.tokenizer, model.spec)
+    return CardFacts(
+        name=name,
+        target=target,
+        spec=model.spec,
+        step=model.step,
+        template=model.template,
+        masked=model.masked,
+        tokenizer=None if exported is None else exported.tokenizer,
+        fingerprint=model.fingerprint,
+        run=model.run,
+    )
 
 
 @contextmanager

@@ -10,33 +10,15 @@ from twingpt.core.errors import TwinGPTError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import TOKENIZER_FILE
-from twingpt.data.tokens.marks import (
-    ANSWER,
-    BOS,
-    END_ANSWER,
-    END_QUESTION,
-    END_SUMMARY,
-    EOS,
-    PAD,
-    QUESTION,
-    SPECIAL_TOKENS,
-    UNK,
-)
+from twingpt.data.tokens.marks import BOS, END_ANSWER, END_SUMMARY, EOS, PAD, SPECIAL_TOKENS, UNK, Template
 from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.interchange.chat_template import GUARD, chat_template
 from twingpt.weights.gguf import Vocabulary
 from twingpt.weights.huggingface import GENERATION_FILE, read_json
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-FOREIGN_FILES = (TOKENIZER_CONFIG_FILE, GENERATION_FILE, "special_tokens_map.json", "chat_template.jinja")
-
-# Each question is a sample of its own, as `pack` lays samples in a row.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ '" + BOS + QUESTION + "' + message['content'] + '" + END_QUESTION + "' }}"
-    "{% elif message['role'] == 'assistant' %}{{ '" + ANSWER + "' + message['content'] + '" + END_ANSWER + EOS + "' }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '" + ANSWER + "' }}{% endif %}"
-)
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+FOREIGN_FILES = (TOKENIZER_CONFIG_FILE, GENERATION_FILE, "special_tokens_map.json", CHAT_TEMPLATE_FILE)
 
 # AutoTokenizer takes from tokenizer.json alone whether to put [BOS] before a text, as twingpt does.
 _WITH_BOS = {
@@ -49,16 +31,19 @@ _WITH_BOS = {
     ],
     "special_tokens": {BOS: {"id": BOS, "ids": [SPECIAL_TOKENS.index(BOS)], "tokens": [BOS]}},
 }
+# Marks are found before it works, text is cut after it: what the chat template parted is whole again, and text.
+_WITHOUT_GUARD = {"type": "Replace", "pattern": {"String": GUARD}, "content": ""}
 
 
 @dataclass(frozen=True)
 class ExportTokenizer:
-    """One of twingpt's tokenizers, about to leave."""
+    """One of twingpt's tokenizers, about to leave with a model that was trained on this template."""
 
     tokenizer: Tokenizer
+    template: Template = "qa"
 
     @classmethod
-    def load(cls, path: Path, spec: GPTSpec) -> "ExportTokenizer | None":
+    def load(cls, path: Path, spec: GPTSpec, template: Template = "qa") -> "ExportTokenizer | None":
         """None if the file is a tokenizer of someone else's.
 
         One that `write` wrote comes back byte for byte, also when transformers has saved it since. Raises TwinGPTError
@@ -69,13 +54,16 @@ class ExportTokenizer:
             return None
         if config.get("post_processor") == _WITH_BOS:
             # transformers saves the padding and the truncation of the last call along.
-            content = _as_tokenizers_writes({**config, "post_processor": None, "padding": None, "truncation": None})
+            ours = {"post_processor": None, "padding": None, "truncation": None}
+            if config.get("normalizer") == _WITHOUT_GUARD:
+                ours["normalizer"] = None
+            content = _as_tokenizers_writes({**config, **ours})
         else:
             content = path.read_bytes().decode("utf-8")
         tokenizer = Tokenizer(content, source=str(path))
         if tokenizer.vocab_size != spec.vocab_size:
             raise TwinGPTError(f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary is {spec.vocab_size}")
-        return cls(tokenizer)
+        return cls(tokenizer, template)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
@@ -88,10 +76,19 @@ class ExportTokenizer:
             "pad_token_id": self.tokenizer.pad_id,
         }
 
-    def generation(self) -> dict[str, Any]:
-        """generation_config.json: it stops where twingpt's own generation does."""
-        stops = [self.tokenizer.id(mark) for mark in (EOS, END_ANSWER, END_SUMMARY)]
-        return {**self.model_ids(), "eos_token_id": stops}
+    def generation(self, block_size: int) -> dict[str, Any]:
+        """generation_config.json: it samples and stops as twingpt's own generation does, at the context's end too."""
+        usual = Sampling()
+        return {
+            **self.model_ids(),
+            "eos_token_id": [self.tokenizer.id(mark) for mark in (EOS, END_ANSWER, END_SUMMARY)],
+            "do_sample": True,
+            "temperature": usual.temperature,
+            "top_k": usual.top_k,
+            "top_p": usual.top_p,
+            "repetition_penalty": usual.repetition_penalty,
+            "max_length": block_size,
+        }
 
     def write(self, folder: Path, block_size: int) -> None:
         """tokenizer.json and tokenizer_config.json, with which AutoTokenizer encodes as twingpt does, with [BOS]."""
@@ -102,12 +99,16 @@ class ExportTokenizer:
             "pad_token": PAD,
             "unk_token": UNK,
             "model_max_length": block_size,
+            # An answer begins where its prompt ends: what fills up a batch stands before it.
+            "padding_side": "left",
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
+            **({} if self.template == "plain" else {"chat_template": chat_template(GUARD)}),
         }
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
         (folder / TOKENIZER_CONFIG_FILE).write_text(text, encoding="utf-8")
-        content = _as_tokenizers_writes({**json.loads(self.tokenizer.content), "post_processor": _WITH_BOS})
+        ours = json.loads(self.tokenizer.content)
+        content = _as_tokenizers_writes({**ours, "normalizer": _WITHOUT_GUARD, "post_processor": _WITH_BOS})
         (folder / TOKENIZER_FILE).write_text(content, encoding="utf-8", newline="")
 
     def vocabulary(self) -> Vocabulary:
@@ -123,7 +124,9 @@ class ExportTokenizer:
             pad=self.tokenizer.pad_id,
             unknown=self.tokenizer.id(UNK),
             end_of_turn=self.tokenizer.id(END_ANSWER),
-            chat_template=CHAT_TEMPLATE,
+            end_of_message=self.tokenizer.id(END_SUMMARY),
+            # A GGUF file cannot take a character out of a text, so a blank parts what was typed.
+            chat_template=None if self.template == "plain" else chat_template(" "),
         )
 
 
@@ -145,17 +148,11 @@ def copy_foreign(source: Path, folder: Path) -> dict[str, Any]:
     return read_json(source / GENERATION_FILE) if (source / GENERATION_FILE).is_file() else {}
 
 
-def modelfile(gguf_file: str, block_size: int) -> str:
-    """Ollama's recipe beside the file. Ollama puts [BOS] before the prompt by itself."""
-    usual = Sampling()
-    return (
-        f"FROM ./{gguf_file}\n"
-        f'TEMPLATE """{QUESTION}{{{{ .Prompt }}}}{END_QUESTION}{ANSWER}{{{{ .Response }}}}{END_ANSWER}{EOS}"""\n'
-        f'PARAMETER stop "{END_ANSWER}"\n'
-        f'PARAMETER stop "{EOS}"\n'
-        f"PARAMETER num_ctx {block_size}\n"
-        f"PARAMETER temperature {usual.temperature}\n"
-        f"PARAMETER top_k {usual.top_k}\n"
-        f"PARAMETER top_p {usual.top_p}\n"
-        f"PARAMETER repeat_penalty {usual.repetition_penalty}\n"
-    )
+def template_of_export(folder: Path) -> Template | None:
+    """What a folder of Hugging Face that twingpt wrote says of its model; None for anyone else's."""
+    if not (folder / TOKENIZER_FILE).is_file() or not (folder / TOKENIZER_CONFIG_FILE).is_file():
+        return None
+    if not _has_our_marks(read_json(folder / TOKENIZER_FILE)):
+        return None
+    has_chat = (folder / CHAT_TEMPLATE_FILE).is_file() or "chat_template" in read_json(folder / TOKENIZER_CONFIG_FILE)
+    return "qa" if has_chat else "plain"

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -203,18 +202,8 @@ def read_data(history: History, data_dir: Path | None) -> Data | None:
 def _status(run_dir: Path, complete: bool) -> Status:
     mark = RunningMark.read(run_dir)
     if mark is not None:
-        return "running" if _alive(mark.pid) else "killed"
+        return "running" if mark.alive else "killed"
     return "finished" if complete else "stopped"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _fingerprint(store: CheckpointStore, steps: list[int]) -> dict[str, str]:

@@ -64,6 +64,7 @@ def default_language() -> str:
 
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     # Escaping is on for everything: a sample is a model's text, and a run may be called anything.
     made = Environment(
@@ -73,8 +74,11 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    theme = Markup((Path(__file__).parents[1] / "theme.css").read_text(encoding="utf-8"))
     made.globals.update(t=partial(_in_both, False), block=partial(_in_both, True), languages=LANGUAGES, words=WORDS)
-    made.filters.update(count=count, figure=figure, bytes=size, duration=duration, value=value, tera=tera)
+    made.globals.update(theme=theme)
+    made.filters.update(count=count, figure=figure, bytes=size, duration=duration)
+    made.filters.update(value=value, tera=tera, readable=readable)
     return made
 
 
@@ -115,6 +119,11 @@ def tera(flops: float | None) -> str:
     if flops is None:
         return "–"
     return f"{flops / 1e12:.2f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.1f} GFLOP/s"
+
+
+def readable(text: str) -> str:
+    """A sample without U+FFFD, which stands for bytes of a young model that are no letter."""
+    return text.replace("\ufffd", "")
 
 
 def value(setting: object) -> str:

@@ -26,13 +26,13 @@ SMOOTH_FROM = 60
 
 LIGHT = {
     "ink": "#1d1f1e",
-    "soft": "#666a66",
+    "soft": "#5f635f",
     "line": "#e4dfd4",
-    "s1": "#0f7b6c",
-    "s2": "#c9541b",
+    "s1": "#0b6f61",
+    "s2": "#b94a15",
     "s3": "#3f5fbf",
     "s4": "#8a3ea8",
-    "s5": "#9a7400",
+    "s5": "#8a6800",
     "s6": "#b3264e",
 }
 SERIES = [name for name in LIGHT if name.startswith("s") and name != "soft"]

@@ -127,6 +127,7 @@ WORDS: dict[str, Words] = {
     "no_place": ("no place for {reasons}", "담지 못하는 것: {reasons}"),
     "approximately": ("with the tanh GELU for the exact one", "정확한 GELU 대신 tanh GELU로"),
     "figures": ("Figures", "수치"),
+    "figure": ("Figure", "항목"),
     "differences": ("What differs", "다른 점"),
     "setting": ("Setting", "설정"),
     "no_differences": ("Model and recipe are the same.", "모델과 학습 설정이 같습니다."),

@@ -10,11 +10,15 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from twingpt import __version__
 from twingpt.core.errors import TwinGPTError
 from twingpt.serve import api
+from twingpt.serve.headers import TOLD
 from twingpt.serve.pages import Page, load_pages
+from twingpt.serve.refusals import RefusalError, refuse
+from twingpt.serve.request_log import RequestLog, current_request
 from twingpt.serve.run_view import MetricsChunk
 from twingpt.serve.security import Access, Guard, error_body
 from twingpt.serve.service import Service
@@ -39,7 +43,19 @@ def create_app(service: Service, access: Access) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.state.worker = service.worker
     app.add_middleware(Guard, access=access)
+    if access.origins:
+        # Outside of Guard, so that a page that may ask can also read why it is refused.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=TOLD,
+        )
+    app.add_middleware(RequestLog)
     app.include_router(api.routes(service))
     _add_run_routes(app, service)
     _add_page_routes(app, load_pages())
@@ -60,13 +76,21 @@ def _add_run_routes(app: FastAPI, service: Service) -> None:
         """What metrics.jsonl has gained since `offset` of `file`, both from the answer before; none at first."""
         return service.view.metrics(file, offset)
 
+    @app.get("/health", tags=["OpenAI"], responses={503: api.REFUSALS[503]})
+    async def health() -> dict[str, str]:
+        """Whether requests are answered, for those who watch over it; asks for no key."""
+        if not service.worker.ready and service.worker.loading is None:
+            raise RefusalError(503, service.worker.problem, "no_model", retry_after=10)
+        return {"status": "ok"}
+
     @app.post("/api/reload", tags=["page"], responses={status: api.REFUSALS[status] for status in (400, 503)})
     async def reload() -> dict[str, Any]:
         """Load the newest checkpoint, once the answers under way are complete."""
         try:
-            await asyncio.wrap_future(service.worker.reload())
+            # Shielded, since the worker goes on loading when nobody waits for it any more.
+            await asyncio.shield(asyncio.wrap_future(service.worker.reload()))
         except TwinGPTError as error:
-            raise api.RefusalError(503, str(error), "reload_failed") from None
+            raise RefusalError(503, error.problem, "reload_failed") from None
         return {"loaded_step": service.describe()["loaded_step"]}
 
 
@@ -90,13 +114,13 @@ def _add_page_routes(app: FastAPI, pages: dict[str, Page]) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(api.RefusalError)
-    async def refusal(_: Request, error: api.RefusalError) -> JSONResponse:
+    @app.exception_handler(RefusalError)
+    async def refusal(_: Request, error: RefusalError) -> JSONResponse:
         return error.response()
 
     @app.exception_handler(TwinGPTError)
     async def mistake(_: Request, error: TwinGPTError) -> JSONResponse:
-        return api.refuse(error)
+        return refuse(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -119,5 +143,5 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:
-        logger.error("a request failed", exc_info=error)
+        logger.error("%s failed", current_request(), exc_info=error)
         return JSONResponse(error_body("the server failed; its terminal says how", "server_error", "internal"), 500)

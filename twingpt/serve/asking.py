@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from twingpt.answers.answer import Answer
 from twingpt.answers.ask import ask_document, ask_library
 from twingpt.data.library.search import Library
-from twingpt.serve.responses import Shape, usage
+from twingpt.serve.headers import told
+from twingpt.serve.responses import Choice, Shape, usage
 from twingpt.serve.schemas import ChatRequest
 from twingpt.serve.service import Service
 
@@ -30,26 +31,29 @@ class Asking:
     async def respond(self, body: ChatRequest) -> Response:
         """The answer to the last message, whole or as a stream of its lines."""
         async with self._places:
-            answer = await asyncio.to_thread(self._answer, body.question, body.doc)
+            answer, tokens = await asyncio.to_thread(self._answer, body.question, body.doc)
         shape = Shape(True, self._service.name, self._service.tokenizer, logprobs=False)
-        told = answer.to_dict()
-        extra: dict[str, Any] = {name: told[name] for name in ("found", "sections", "sources", "suggestions")}
+        parts = answer.to_dict()
+        extra: dict[str, Any] = {name: parts[name] for name in ("found", "sections", "sources", "suggestions")}
         extra["messages_not_read"] = body.messages_not_read
-        count = self._service.tokenizer.count
-        tokens = usage(count(body.question), count(answer.text))
+        headers = told(body.not_used)
         if not body.stream:
-            return JSONResponse(shape.whole(answer.text, [], "stop", tokens, extra))
+            return JSONResponse(shape.whole([Choice(answer.text)], tokens, extra), headers=headers)
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _chunks(shape, answer, extra, tokens if with_usage else None)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        headers |= {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
 
-    def _answer(self, question: str, doc: str | None) -> Answer:
+    def _answer(self, question: str, doc: str | None) -> tuple[Answer, dict[str, int]]:
+        """The answer and its usage."""
         if doc is not None:
-            return ask_document(doc, question)
-        # Opened anew for each answer, since SQLite ties a connection to its thread.
-        with Library(self._service.library) as library:
-            return ask_library(library, question)
+            answer = ask_document(doc, question)
+        else:
+            # Opened anew for each answer, since SQLite ties a connection to its thread.
+            with Library(self._service.library) as library:
+                answer = ask_library(library, question)
+        count = self._service.tokenizer.count
+        return answer, usage(count(question), count(answer.text))
 
 
 def _chunks(shape: Shape, answer: Answer, extra: dict[str, Any], tokens: dict[str, int] | None) -> Iterator[str]:

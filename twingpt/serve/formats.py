@@ -63,7 +63,10 @@ _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class FormFields(_Strict):
-    """The fields of a request that say what its answer looks like. guided_*: vLLM's names before structured_outputs."""
+    """The fields of a request that say what its answer looks like.
+
+    guided_*: vLLM's names before structured_outputs. json_schema, grammar: llama.cpp's.
+    """
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -71,6 +74,8 @@ class FormFields(_Strict):
     guided_regex: Pattern | None = None
     guided_choice: Choices | None = None
     guided_grammar: Grammar | None = None
+    json_schema: JsonSchema | None = None
+    grammar: Grammar | None = None
 
     @property
     def forms(self) -> list[tuple[Kind, Form]]:
@@ -87,6 +92,8 @@ class FormFields(_Strict):
             ("regex", self.guided_regex),
             ("choice", self.guided_choice),
             ("grammar", self.guided_grammar),
+            ("json", self.json_schema),
+            ("grammar", self.grammar),
         ]
         return [(kind, form) for kind, form in given if form is not None]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from twingpt.core.errors import TwinGPTError
 
 STATIC = Path(__file__).parent / "static"
+THEME = Path(__file__).parents[1] / "theme.css"
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -29,7 +30,7 @@ def load_pages() -> dict[str, Page]:
     The charts are uPlot's, from the package uplot-python: a tenth of what plotly or bokeh would load, and drawn on a
     canvas, so that the content security policy needs no exception.
     """
-    pages = {path.name: _page(path) for path in STATIC.iterdir() if path.suffix in TYPES}
+    pages = {path.name: _page(path) for path in (THEME, *STATIC.iterdir()) if path.suffix in TYPES}
     library = importlib.util.find_spec("uplot")
     if library is None or not library.submodule_search_locations:
         raise TwinGPTError("the page needs uplot-python for its charts: pip install 'twingpt[serve]'")

@@ -2,14 +2,25 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from twingpt.data.library.contact_store import ContactStore
 from twingpt.data.library.verify import verify_numbers
 from twingpt.data.tokens.tokenizer import Tokenizer
+from twingpt.generation.batching import Logprobs
 from twingpt.generation.pieces import TokenLogprob
+
+
+@dataclass(slots=True)
+class Choice:
+    """One text of an answer, as far as it has come; there are several where a request has several prompts."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str = "stop"
+    tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -26,26 +37,29 @@ class Shape:
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
 
-    def whole(
-        self, text: str, logprobs: Sequence[TokenLogprob], finish: str, usage: dict[str, int], extra: dict[str, Any]
-    ) -> dict[str, Any]:
-        body: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": self._logprobs(logprobs)}
-        if self.chat:
-            body["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            body["text"] = text
+    def whole(self, choices: Sequence[Choice], usage: dict[str, int], extra: dict[str, Any]) -> dict[str, Any]:
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._envelope(kind), "choices": [body], "usage": usage, "twingpt": extra}
+        bodies = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        return {**self._envelope(kind), "choices": bodies, "usage": usage, "twingpt": extra}
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        logprobs = self._logprobs(choice.logprobs)
+        body: dict[str, Any] = {"index": index, "finish_reason": choice.finish, "logprobs": logprobs}
+        if self.chat:
+            body["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+        else:
+            body["text"] = choice.text
+        return body
 
     def opening(self) -> dict[str, Any] | None:
         """What a stream starts with, before the first text."""
         return self._chunk({"role": "assistant", "content": ""}, (), None) if self.chat else None
 
-    def piece(self, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        return self._chunk({"content": text} if self.chat else text, logprobs, None)
+    def piece(self, text: str, logprobs: Sequence[TokenLogprob], index: int = 0) -> dict[str, Any]:
+        return self._chunk({"content": text} if self.chat else text, logprobs, None, index)
 
-    def closing(self, finish: str, extra: dict[str, Any]) -> dict[str, Any]:
-        return {**self._chunk({} if self.chat else "", (), finish), "twingpt": extra}
+    def closing(self, finish: str, extra: dict[str, Any], index: int = 0) -> dict[str, Any]:
+        return {**self._chunk({} if self.chat else "", (), finish, index), "twingpt": extra}
 
     def usage(self, usage: dict[str, int]) -> dict[str, Any]:
         """The last chunk, if stream_options asked for it."""
@@ -55,9 +69,11 @@ class Shape:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _chunk(self, content: Any, logprobs: Sequence[TokenLogprob], finish: str | None) -> dict[str, Any]:
+    def _chunk(
+        self, content: Any, logprobs: Sequence[TokenLogprob], finish: str | None, index: int = 0
+    ) -> dict[str, Any]:
         name = "delta" if self.chat else "text"
-        choice = {"index": 0, name: content, "logprobs": self._logprobs(logprobs), "finish_reason": finish}
+        choice = {"index": index, name: content, "logprobs": self._logprobs(logprobs), "finish_reason": finish}
         return {**self._envelope(self._chunk_kind), "choices": [choice]}
 
     def _envelope(self, kind: str) -> dict[str, Any]:
@@ -79,19 +95,20 @@ class Shape:
                 "top_logprobs": [entry(token, logprob) for token, logprob in one.logprobs.top],
             }
             for one in tokens
+            if one.logprobs is not None
         ]
         return {"content": content, "refusal": None}
 
     def _completion_logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         return {
             "tokens": [_name(self.tokenizer.token_text(one.token)) for one in tokens],
-            "token_logprobs": [one.logprobs.chosen for one in tokens],
-            "top_logprobs": [
-                {_name(self.tokenizer.token_text(token)): logprob for token, logprob in one.logprobs.top}
-                for one in tokens
-            ],
+            "token_logprobs": [one.logprobs and one.logprobs.chosen for one in tokens],
+            "top_logprobs": [one.logprobs and self._top(one.logprobs) for one in tokens],
             "text_offset": [one.offset for one in tokens],
         }
+
+    def _top(self, logprobs: Logprobs) -> Mapping[str, float]:
+        return {_name(self.tokenizer.token_text(token)): logprob for token, logprob in logprobs.top}
 
 
 def _name(raw: bytes) -> str:

@@ -3,16 +3,16 @@
 import json
 import math
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from twingpt.core.errors import TwinGPTError
-from twingpt.data.tokens.manifest import Manifest
 from twingpt.training.config import RunConfig
 from twingpt.training.log import METRICS_FILE
+from twingpt.training.restart import RunningMark
 from twingpt.weights.checkpoint import CheckpointStore
+from twingpt.weights.run_folder import template_of
 
 CHUNK_BYTES = 1 << 19
 
@@ -22,14 +22,13 @@ class MetricsChunk:
     """Whole lines of metrics.jsonl from one place on.
 
     file: names the file; a resumed run writes a new one. offset: where to go on reading. restart: what was read before
-    no longer holds, `lines` begin anew. more: there is more to read now. age: seconds since the last write.
+    no longer holds, `lines` begin anew. more: there is more to read now.
     """
 
     file: str
     offset: int
     restart: bool
     more: bool
-    age: float | None
     lines: list[dict[str, Any]]
 
 
@@ -53,20 +52,16 @@ class RunView:
             return None
 
     def template(self) -> str | None:
-        """ "qa" or "plain", as far as the data folder is still there to say."""
-        config = self.config()
-        if config is None or not config.data:
-            return None
-        try:
-            return Manifest.load(Path(config.data)).template
-        except TwinGPTError:
-            return None
+        """ "qa" or "plain"; None where nothing says so."""
+        return template_of(self.run_dir)
 
     def describe(self) -> dict[str, Any]:
-        """What the training view shows beside the curves."""
+        """What the training view shows beside the curves. process: that trains this run, None if it ended by itself."""
         config = self.config()
         train = {} if config is None else asdict(config.train)
-        return {"newest_step": self.newest_step(), "has_metrics": self._path.is_file(), "train": train}
+        mark = RunningMark.read(self.run_dir)
+        process = None if mark is None else "running" if mark.alive else "killed"
+        return {"newest_step": self.newest_step(), "process": process, "train": train}
 
     def metrics(self, file: str, offset: int) -> MetricsChunk:
         """Lines from `offset` of the file that `file` names; "" and 0 at first."""
@@ -78,7 +73,7 @@ class RunView:
                 stream.seek(start)
                 block = stream.read(CHUNK_BYTES)
         except OSError:
-            return MetricsChunk("", 0, True, False, None, [])
+            return MetricsChunk("", 0, True, False, [])
         whole = block[: block.rfind(b"\n") + 1]
         end = start + len(whole)
         return MetricsChunk(
@@ -86,7 +81,6 @@ class RunView:
             offset=end,
             restart=start == 0,
             more=len(block) == CHUNK_BYTES and bool(whole),
-            age=max(0.0, time.time() - found.st_mtime),
             lines=[values for line in whole.split(b"\n") if (values := _parsed(line)) is not None],
         )
 

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from twingpt.core.errors import UsageError
+
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -28,19 +30,23 @@ HEADERS = {
 }
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 BODY_SECONDS = 30.0
+MAX_READING = 256
+"""Bodies that are waited for at one time; beyond it whoever has had the longest is refused."""
 GUARDED = ("/v1/", "/api/", "/openapi.json")
 """Where an API key is asked for: the page itself is no secret, and has to ask the user for the key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """hosts: names that a Host header may carry (lower case, no port). api_key: None asks for none.
+    """hosts: names that a Host header may carry (lower case, no port). origins: other pages, and programs in a browser,
+    that may ask; "*" is every one. api_key: None asks for none.
 
     A Host other than these is how a web page reaches a server on the reader's own machine through a name of its own
     (DNS rebinding); an Origin other than the Host is a foreign page's request.
     """
 
     hosts: frozenset[str]
+    origins: frozenset[str] = frozenset()
     api_key: str | None = None
     max_body: int = 1 << 20
 
@@ -48,6 +54,20 @@ class Access:
 def allowed_hosts(bind: str, extra: Iterable[str] = ()) -> frozenset[str]:
     """Host names for a server bound to `bind`. An address that means every interface allows any IP address."""
     return LOOPBACK_NAMES | {bind.lower().strip("[]")} | {name.lower().strip("[]") for name in extra}
+
+
+def allowed_origins(given: Iterable[str], api_key: str | None) -> frozenset[str]:
+    """Origins as browsers send them. Raises UsageError for what is none, and for "*" without a key."""
+    origins = frozenset(origin.strip().rstrip("/") for origin in given)
+    for origin in origins - {"*"}:
+        parts = urlsplit(origin)
+        if not parts.scheme or not parts.netloc or parts.path or parts.query or parts.fragment:
+            raise UsageError(
+                f"--allow-origin {origin} is no origin: write it as app://obsidian.md or https://example.org"
+            )
+    if "*" in origins and api_key is None:
+        raise UsageError("--allow-origin '*' lets every web page ask that this computer opens: give --api-key too")
+    return origins
 
 
 def is_loopback(address: str) -> bool:
@@ -71,6 +91,7 @@ class Guard:
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._access = access
+        self._reading: dict[asyncio.Timeout, None] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -102,11 +123,13 @@ class Guard:
         headers = Headers(scope=scope)
         host = _host_name(headers.get("host", ""))
         if host is None or not self._host_allowed(host):
-            return 403, "host_not_allowed", "this Host is not served here; see --allow-host"
+            return 403, "host_not_allowed", "this server does not go by the name in the Host header"
         origins = headers.getlist("origin")
-        if origins and origins != [f"{scope['scheme']}://{headers['host']}"]:
+        invited = len(origins) == 1 and bool(self._access.origins & {"*", origins[0]})
+        if origins and not invited and origins != [f"{scope['scheme']}://{headers['host']}"]:
             return 403, "origin_not_allowed", "requests from other web pages are refused"
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["method"] != "GET":
+        foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if foreign and not invited and scope["method"] != "GET":
             return 403, "origin_not_allowed", "requests from other web pages are refused"
         key = self._access.api_key
         if key is not None and scope["path"].startswith(GUARDED):
@@ -131,18 +154,24 @@ class Guard:
             return b""
         chunks: list[bytes] = []
         size = 0
+        if len(self._reading) >= MAX_READING:
+            next(iter(self._reading)).reschedule(asyncio.get_running_loop().time())
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return 400, "client_gone", "the request ended early"
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > self._access.max_body:
-                        return self._too_large()
-                    if not message.get("more_body", False):
-                        return b"".join(chunks)
+            async with asyncio.timeout(BODY_SECONDS) as patience:
+                self._reading[patience] = None
+                try:
+                    while True:
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            return 400, "client_gone", "the request ended early"
+                        chunks.append(message.get("body", b""))
+                        size += len(chunks[-1])
+                        if size > self._access.max_body:
+                            return self._too_large()
+                        if not message.get("more_body", False):
+                            return b"".join(chunks)
+                finally:
+                    del self._reading[patience]
         except TimeoutError:
             return 408, "body_too_slow", f"the request body did not arrive within {BODY_SECONDS:.0f} s"
 

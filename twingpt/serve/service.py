@@ -55,6 +55,11 @@ class ServedModel:
         self.tokenizer = load_tokenizer(self.run_dir)
         self.loaded: Model | None = None
 
+    @property
+    def follows(self) -> bool:
+        """Newer checkpoints of the run are found; where one checkpoint is served, it stays that one."""
+        return not self._fixed
+
     def find(self) -> Callable[[], Backend] | None:
         """Read the newest weights; returns what puts them into the engine. None while the run has no checkpoint.
 
@@ -143,6 +148,7 @@ class Service:
             "backend": None if model is None else model.engine.name,
             "device": None if model is None else model.engine.device,
             "loaded_step": None if model is None else model.step,
+            "follows": self.model.follows,
             "template": self.template,
             "contacts": self.has_contacts,
             "library": self.library.is_file(),

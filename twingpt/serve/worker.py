@@ -15,7 +15,7 @@ from dataclasses import InitVar, dataclass, field
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.tokens.tokenizer import Tokenizer
-from twingpt.generation.batching import Batcher, Event, FinishReason, Request
+from twingpt.generation.batching import Batcher, Event, FinishReason, Logprobs, Request, prompt_logprobs
 from twingpt.generation.pieces import Piece, TextWriter
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,24 @@ class Finished:
     problem: str | None = None
 
 
-Update = Piece | Finished
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The log-probability of each token of the prompt; None for the first."""
+
+    logprobs: tuple[Logprobs | None, ...]
+
+
+Update = Prompt | Piece | Finished
 
 
 @dataclass(slots=True, eq=False)
 class Job:
     """A request in the queue and at work.
 
-    client: whose turn it takes in the queue. emit: gets each Piece and at last one Finished, in the engine's thread;
-    it must not block. deadline: on time.monotonic().
+    client: whose turn it takes in the queue. emit: gets a Prompt where `echo` asks for it, each Piece and at last one
+    Finished, in the engine's thread; it must not block. deadline: on time.monotonic(). echo: log-probabilities, where
+    the request wants them, are given of the prompt's tokens too, and of a stop token. prompt_only: nothing is written.
+    id: of the HTTP request, for the log.
     """
 
     request: Request
@@ -46,6 +55,9 @@ class Job:
     client: str
     deadline: float
     emit: Callable[[Update], None]
+    echo: bool = False
+    prompt_only: bool = False
+    id: str = "-"
     writer: TextWriter = field(init=False)
     written: int = 0
     handle: int | None = None
@@ -126,6 +138,7 @@ class Worker:
         self._batcher: Batcher | None = None
         self._missing = "the run has no checkpoint yet"
         self._reloads: deque[_Reload] = deque()
+        self._loading: Future[None] | None = None
         self._stopping = False
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -137,13 +150,22 @@ class Worker:
 
     def stop(self) -> None:
         """Ends every answer and the thread."""
-        self._inbox.put(None)
+        self.close()
         self._thread.join()
+
+    def close(self) -> None:
+        """What `stop` does, without waiting for it."""
+        self._inbox.put(None)
 
     @property
     def ready(self) -> bool:
         """A model is loaded."""
         return self._batcher is not None
+
+    @property
+    def loading(self) -> "Future[None] | None":
+        """Done when the weights that are being loaded just now are loaded, or cannot be; None at other times."""
+        return self._loading
 
     @property
     def problem(self) -> str:
@@ -154,11 +176,15 @@ class Worker:
     def load(self) -> Load:
         return Load(len(self._live), len(self._waiting))
 
-    def submit(self, job: Job) -> None:
-        """Raises QueueFullError. Callable from any thread, as are cancel and reload."""
-        if not self._admitted.acquire(blocking=False):
-            raise QueueFullError
-        self._inbox.put(job)
+    def submit(self, *jobs: Job) -> None:
+        """All of them, or none and QueueFullError. Callable from any thread, as are cancel and reload."""
+        for number in range(len(jobs)):
+            if not self._admitted.acquire(blocking=False):
+                if number:
+                    self._admitted.release(number)
+                raise QueueFullError
+        for job in jobs:
+            self._inbox.put(job)
 
     def cancel(self, job: Job) -> None:
         """Nobody wants the rest: the job's slot goes to the next. It emits no more; an ended job is left alone."""
@@ -259,11 +285,16 @@ class Worker:
     def _reload(self) -> None:
         requests, self._reloads = self._reloads, deque()
         problem: Exception | None = None
+        loading: Future[None] = Future()
+        self._loading = loading
         try:
             self._open()
         except Exception as error:
             problem = error
             logger.exception("the checkpoint could not be loaded")
+        finally:
+            self._loading = None
+            loading.set_result(None)
         for request in requests:
             if problem is None:
                 request.done.set_result(None)
@@ -277,19 +308,36 @@ class Worker:
             if self._batcher is None:
                 self._end(job, None, self.problem)
                 continue
+            if self._begin(job, self._batcher):
+                continue
             try:
                 job.handle = self._batcher.add(job.request)
             except TwinGPTError as error:
-                self._end(job, None, str(error))
+                self._end(job, None, error.problem)
                 continue
             self._live[job.handle] = job
+
+    def _begin(self, job: Job, batcher: Batcher) -> bool:
+        """What comes before the first token; whether the job ends with it."""
+        request = job.request
+        if job.echo and request.top_logprobs is not None:
+            try:
+                job.emit(Prompt(tuple(prompt_logprobs(batcher.backend, request.prompt, request.top_logprobs))))
+            except Exception as error:
+                # Nothing of it is in the cache, so that the others go on.
+                logger.exception("request %s: the prompt could not be scored", job.id)
+                self._end(job, None, f"the engine failed: {_message(error)}")
+                return True
+        if job.prompt_only:
+            self._end(job, "length")
+        return job.prompt_only
 
     def _step(self) -> None:
         assert self._batcher is not None
         try:
             events = self._batcher.step()
         except Exception as error:
-            logger.exception("the engine failed")
+            logger.exception("the engine failed; under way: %s", " ".join(job.id for job in self._live.values()))
             problem = f"the engine failed: {_message(error)}"
         else:
             for event in events:
@@ -314,6 +362,9 @@ class Worker:
             job.written += 1
             if (piece := job.writer.push(event.token, event.logprobs)) is not None:
                 job.emit(piece)
+        elif job.echo and event.end is not None and event.logprobs is not None:
+            # Whoever adds up the prompt's log-probabilities leaves out one entry a token asked for: there must be one.
+            job.writer.end(event.end, event.logprobs)
         if job.writer.stopped:
             self._end(job, "stop")
         elif event.finish_reason is not None:
@@ -327,4 +378,4 @@ class Worker:
 
 
 def _message(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return (error.problem if isinstance(error, TwinGPTError) else str(error)) or type(error).__name__

@@ -4,7 +4,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import tomli_w
 
@@ -12,6 +12,7 @@ from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.presets import find_preset
 from twingpt.core.spec import GPTSpec, build
 from twingpt.data.prepare.settings import Contacts
+from twingpt.data.tokens.marks import Template
 from twingpt.training.recipe import TrainConfig as TrainConfig
 from twingpt.weights.format import write_whole
 
@@ -23,21 +24,26 @@ class RunConfig:
     """One run: the model, how it is trained, and on which data.
 
     contacts: as `prepare --contacts` made them; a model that knows only placeholders must be asked with them.
+    template: as `prepare --template` made the samples; "" where nobody knows: arrays, and runs of before it was kept.
     """
 
     model: GPTSpec
     train: TrainConfig
     data: str
     contacts: Contacts = "keep"
+    template: Template | Literal[""] = ""
 
     def __post_init__(self) -> None:
         if self.contacts not in get_args(Contacts):
             raise UsageError(f"contacts = {self.contacts!r}: it must be one of {', '.join(get_args(Contacts))}")
+        if self.template not in ("", *get_args(Template)):
+            raise UsageError(f"template = {self.template!r}: it must be one of {', '.join(get_args(Template))}")
 
     def save(self, run_dir: Path) -> None:
         content = {
             "data": self.data,
             "contacts": self.contacts,
+            **({"template": self.template} if self.template else {}),
             "model": self.model.to_dict(),
             "train": dataclasses.asdict(self.train),
         }
@@ -55,6 +61,7 @@ class RunConfig:
             train=build(TrainConfig, train, "train"),
             data=content.get("data", ""),
             contacts=content.get("contacts", "keep"),
+            template=content.get("template", ""),
         )
 
 
@@ -92,6 +99,8 @@ def named_settings(preset: str | None, config_file: Path | None) -> tuple[dict[s
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises TwinGPTError if the file is missing or is not TOML."""
+    if path.exists() and not path.is_file():
+        raise TwinGPTError(f"{path} is no file: name a TOML file")
     try:
         # Some editors put a mark before the text, which is none of it.
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
@@ -103,9 +112,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def check_sections(content: dict[str, Any], path: Path) -> None:
     for key, value in content.items():
-        if key not in ("data", "contacts", "model", "train"):
-            raise UsageError(f"unknown setting {key} in {path}: it may hold [model], [train], data and contacts")
+        if key not in ("data", "contacts", "template", "model", "train"):
+            raise UsageError(
+                f"unknown setting {key} in {path}: it may hold [model], [train], data, contacts and template"
+            )
         if key in ("model", "train") and not isinstance(value, dict):
             raise UsageError(f"{key} in {path} must be a table: [{key}]")
-        if key in ("data", "contacts") and not isinstance(value, str):
+        if key in ("data", "contacts", "template") and not isinstance(value, str):
             raise UsageError(f"{key} = {value!r} in {path} must be a text")

@@ -5,11 +5,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.training.validation import Evaluation
@@ -19,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 ASIDE_FILE = "metrics.damaged.jsonl"
 """Where lines go that are no metrics: whatever put them there, they may be all that is left of something."""
 PARTIAL = "partial"
+MEASURED = ("tokens_per_second", "seconds_left", "memory")
+"""What a line says of the machine, and not of the run: it differs where everything else is equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ class StepReport:
 
     loss: nats a counted token over all of them; grad_norm: of the last one, before clipping;
     tokens_per_second: tokens that went through the model, padding included, evaluations and saves left out.
-    memory: peak bytes on the device, or of the process on the CPU. epoch: passes over the text so far.
-    partial: the run stops before its next line, in
+    seconds_left: until the run's last step, evaluations and saves included. memory: peak bytes on the device, or of the
+    process on the CPU. epoch: passes over the text so far. partial: the run stops before its next line, in
     which these updates will be told again, with those that follow.
     """
 
@@ -37,6 +40,7 @@ class StepReport:
     lr: float
     grad_norm: float
     tokens_per_second: float
+    seconds_left: float
     skipped: int
     samples: int
     tokens: int
@@ -227,8 +231,6 @@ class TrainDisplay:
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
             console=console,
             # A pipe or a log file gets the lines below, and no bar.
             disable=not console.is_terminal,
@@ -252,7 +254,9 @@ class TrainDisplay:
             yield report
 
     def _step(self, report: StepReport) -> None:
-        text = f"epoch {report.epoch:.2f}  loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tokens/s"
+        left = timedelta(seconds=round(report.seconds_left))
+        speed = f"{report.tokens_per_second:,.0f} tokens/s"
+        text = f"epoch {report.epoch:.2f}  loss {report.loss:.4f}  {speed}  {left} left"
         if report.skipped:
             text += f"  {report.skipped} skipped"
         self._progress.update(self._task, completed=report.step, description=text)

@@ -59,6 +59,9 @@ def without_option(arguments: Sequence[str], name: str) -> list[str]:
 def restart_arguments(arguments: list[str], micro_batch: int, *, resume: bool) -> list[str]:
     """The command line again, with another --micro-batch and, if there is a checkpoint to go on from, --resume."""
     kept = without_option(arguments, "--micro-batch")
+    if resume:
+        # What it began with is in its own checkpoints by now.
+        kept = [argument for argument in without_option(kept, "--from") if argument != "--moments"]
     return [*kept, *(["--resume"] if resume and "--resume" not in kept else []), "--micro-batch", str(micro_batch)]
 
 
@@ -88,6 +91,17 @@ class RunningMark:
     def remove(run_dir: Path) -> None:
         with contextlib.suppress(OSError):
             (run_dir / MARK_FILE).unlink()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there; the folder must be one of this machine's."""
+        try:
+            os.kill(self.pid, 0)
+        except PermissionError:
+            return True
+        except (OSError, OverflowError):
+            return False
+        return True
 
     @property
     def advice(self) -> str:

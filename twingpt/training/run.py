@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -57,10 +57,11 @@ class TrainingRun(Iterator[Report]):
     def __next__(self) -> Report:
         return next(self._reports)
 
-    def finish(self) -> Path:
-        """Train to the end; returns the last checkpoint, for `twingpt.load`."""
-        for _ in self:
-            pass
+    def finish(self, *callbacks: Callable[[Report], None]) -> Path:
+        """Train to the end, and tell each callback of every report; returns the last checkpoint, for `twingpt.load`."""
+        for report in self:
+            for callback in callbacks:
+                callback(report)
         return CheckpointStore(self.folder).path(self.step)
 
     def stop(self) -> None:

@@ -27,6 +27,7 @@ from twingpt.training.ranks import Watchdog, check_agreement, check_launcher, lo
 from twingpt.training.recipe import LARGEST_COUNT
 from twingpt.training.restart import RunningMark
 from twingpt.training.sources import DataArrays, DataFolder, RunData
+from twingpt.training.starting_point import StartingPoint
 from twingpt.training.trainer import DROPOUT_STREAM, Trainer, check_resumable
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore
 from twingpt.weights.run_files import is_recorded, record_files
@@ -51,6 +52,10 @@ class TrainRequest:
     """None: DEFAULT_PRESET for a new run."""
     config_file: Path | None = None
     resume: bool = False
+    start_from: Path | None = None
+    """A run or checkpoint with whose weights a new run begins."""
+    moments: bool = False
+    """Begin with its optimizer's moments too."""
     memory_limit: float | None = None
     """GiB that the run may plan with; None: what the device or machine has."""
     probe_memory: bool | None = None
@@ -82,6 +87,7 @@ class Resolved:
     """What a request means, with nothing checked against the machine yet.
 
     checkpoint: where the run goes on; None for its start. fingerprint: what makes it this run and no other.
+    start: what a new run begins with, where that is not drawn from its seed.
     """
 
     config: RunConfig
@@ -89,6 +95,7 @@ class Resolved:
     checkpoint: Checkpoint | None
     fingerprint: dict[str, str]
     notes: list[str]
+    start: StartingPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -139,14 +146,15 @@ def resolve(request: TrainRequest) -> Resolved:
     """
     checkpoint, notes = _find_checkpoint(request)
     data = _data(request)
-    config, more = _config(request, data, checkpoint)
+    start = _starting_point(request, data)
+    config, more = _config(request, data, checkpoint, start)
     order = STREAM if config.train.cut == "anew" else fixed_stream()
     # The seed decides the data order and dropout, if the numbers are drawn from it in the same way: another one would
     # be another run.
     fingerprint = {**data.fingerprint(), "seed": str(config.train.seed), "order of batches": order}
     fingerprint[DROPOUT_STREAM] = dropout.STREAM
     more += _dropout_notes(config, checkpoint)
-    return Resolved(config, data, checkpoint, fingerprint, notes + more)
+    return Resolved(config, data, checkpoint, fingerprint, notes + more, start)
 
 
 def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callable[[], None]) -> Checked:
@@ -157,6 +165,10 @@ def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callabl
     config = resolved.config
     if resolved.checkpoint is not None:
         check_resumable(config, resolved.fingerprint, resolved.checkpoint)
+    else:
+        resolved.data.check_new_run()
+    if resolved.start is not None:
+        resolved.start.begin(request.run_dir, config.model, config.train, resolved.fingerprint)
     train, val = resolved.data.batches(config.model.block_size, config.train.seed, config.train.cut)
     startup_check(request.backend, config.model, config.train.engine(request.device))
     beat()
@@ -174,9 +186,13 @@ def open_run(
     config, checkpoint = resolved.config, resolved.checkpoint
     backend = create_backend(request.backend, config.model, config.train.engine(request.device), world)
     together = {"--stop-at": str(request.stop_at), "--json": str(not request.estimate_time)}
+    together["--from"] = resolved.start.digest if resolved.start else "nothing"
     check_agreement(world, config, resolved.fingerprint, checkpoint, together)
     first = world.rank == 0
-    lock = _open_folder(request.run_dir, resolved.data, config, checkpoint) if first else None
+    begun = None
+    if resolved.start is not None:
+        begun = resolved.start.begin(request.run_dir, config.model, config.train, resolved.fingerprint)
+    lock = _open_folder(request.run_dir, resolved.data, config, checkpoint, begun) if first else None
     trainer = Trainer(
         request.run_dir,
         dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=checked.memory.micro_batch)),
@@ -186,18 +202,24 @@ def open_run(
         token_bytes=resolved.data.token_bytes(config.model.vocab_size),
         fingerprint=resolved.fingerprint,
         write_sample=resolved.data.sample_writer(backend, config.train) if first else None,
-        resume_from=checkpoint,
+        resume_from=begun or checkpoint,
         world=world,
         beat=beat,
     )
     return Session(trainer, backend, config, checked.memory, resolved.notes + checked.notes, lock, world)
 
 
-def _open_folder(run_dir: Path, data: RunData, config: RunConfig, checkpoint: Checkpoint | None) -> RunLock:
+def _open_folder(
+    run_dir: Path, data: RunData, config: RunConfig, checkpoint: Checkpoint | None, begun: Checkpoint | None
+) -> RunLock:
+    """begun: of a new run, what it begins with, where that is not drawn from its seed."""
     check_disk(CheckpointStore(run_dir), config.model, config.train)
     lock = _claim(run_dir, checkpoint)
     try:
         data.copy_files(run_dir, new=checkpoint is None)
+        if begun is not None:
+            # Before the settings: a run that has them, and no checkpoint, begins again with weights from its seed.
+            CheckpointStore(run_dir).save(begun.spec, begun.state, begun.progress)
         if checkpoint is None or checkpoint.progress.step < config.train.steps:
             config.save(run_dir)
             record_files(run_dir, [CONFIG_FILE])
@@ -265,6 +287,10 @@ def _plan_memory(
 
 def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str]]:
     store = CheckpointStore(request.run_dir)
+    if request.start_from is not None and request.resume:
+        raise UsageError("--from begins a new run, --resume goes on with one: give one of them")
+    if request.moments and request.start_from is None:
+        raise UsageError("--moments goes with --from: it says what else is taken of that run")
     if not request.resume:
         if store.steps():
             raise UsageError(
@@ -300,9 +326,24 @@ def _data(request: TrainRequest) -> RunData:
     return DataFolder.open(Path(data))
 
 
-def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None) -> tuple[RunConfig, list[str]]:
+def _starting_point(request: TrainRequest, data: RunData) -> StartingPoint | None:
+    """Raises TwinGPTError if what --from names cannot be read, or knows other tokens than DATA."""
+    if request.start_from is None:
+        return None
+    start = StartingPoint.read(request.start_from, moments=request.moments)
+    start.check_tokenizer(data.fingerprint().get("tokenizer"), data.name)
+    return start
+
+
+def _config(
+    request: TrainRequest, data: RunData, checkpoint: Checkpoint | None, start: StartingPoint | None
+) -> tuple[RunConfig, list[str]]:
     """(the settings of the run, what should be known of them)."""
-    if not request.resume:
+    if start is not None:
+        config = start.make_config(request.preset, request.config_file, request.model, _train(request), data.name)
+        config = _in_steps(config, data)
+        notes = [*start.notes(config.train), *data.model_settings({})[1]]
+    elif not request.resume:
         preset = request.preset or DEFAULT_PRESET
         named, _ = named_settings(None, request.config_file)
         own, notes = data.model_settings({**named, **request.model})
@@ -326,7 +367,7 @@ def _config(request: TrainRequest, data: RunData, checkpoint: Checkpoint | None)
                 f"{request.run_dir / CONFIG_FILE} is not as the run last wrote it: it goes on with what stands there"
             )
     data.check_model(config.model)
-    return dataclasses.replace(config, contacts=data.contacts), notes
+    return dataclasses.replace(config, contacts=data.contacts, template=data.template), notes
 
 
 def _train(request: TrainRequest) -> dict[str, Any]:

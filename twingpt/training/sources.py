@@ -13,12 +13,16 @@ from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
-from twingpt.data.files import ARRAYS, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE, TOKENIZER_FILE
+from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE, TOKENIZER_FILE
+from twingpt.data.prepare.given_tokenizer import note_trained
 from twingpt.data.prepare.settings import Contacts, contacts_of
+from twingpt.data.prepare.stages import recorded
 from twingpt.data.tokens.arrays import ArrayBatches, TokenArrays
 from twingpt.data.tokens.batches import Batches, BatchSource
+from twingpt.data.tokens.custody import content_of
 from twingpt.data.tokens.cut import Cut
 from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.marks import TEMPLATES, Template
 from twingpt.data.tokens.template import Sample
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.data.tokens.windows import Grid
@@ -44,6 +48,10 @@ class RunData(Protocol):
     def contacts(self) -> Contacts:
         """As `prepare --contacts` made them."""
 
+    @property
+    def template(self) -> Template | Literal[""]:
+        """As `prepare --template` made the samples; "" where nobody knows."""
+
     def fingerprint(self) -> dict[str, str]:
         """Hashes that a checkpoint must agree with to be resumed, by name."""
 
@@ -52,6 +60,9 @@ class RunData(Protocol):
 
     def check_model(self, spec: GPTSpec) -> None:
         """Raises UsageError if the model's vocabulary is not that of the data."""
+
+    def check_new_run(self) -> None:
+        """Raises TwinGPTError if what a new run would take along from the data is not of one text."""
 
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         """Those to train on, and those to validate with. Raises TwinGPTError if the data are too short for them."""
@@ -98,6 +109,10 @@ class DataFolder:
     def contacts(self) -> Contacts:
         return contacts_of(self.folder)
 
+    @property
+    def template(self) -> Template | Literal[""]:
+        return next((template for template in TEMPLATES if template == self.manifest.template), "")
+
     def fingerprint(self) -> dict[str, str]:
         hashes = f"{self.manifest.train.sha256} {self.manifest.val.sha256}"
         data = hashlib.sha256(hashes.encode()).hexdigest()
@@ -113,7 +128,7 @@ class DataFolder:
         # The block size that the text was prepared for holds whatever the preset.
         own = {"vocab_size": self.manifest.vocab_size, "block_size": self.manifest.block_size}
         notes = []
-        if not self.manifest.val.tokens:
+        if self.manifest.validation_split == "train":
             notes = [f"{self.folder} has no text held out: the validation loss is that of the training text"]
         return {name: value for name, value in own.items() if name not in named or name == "vocab_size"}, notes
 
@@ -122,12 +137,25 @@ class DataFolder:
         if spec.vocab_size != size:
             raise UsageError(f"model.vocab_size = {spec.vocab_size}, but the tokenizer in {self.folder} has {size}")
 
+    def check_new_run(self) -> None:
+        # A `prepare` of another text that was interrupted leaves some files of each, every one whole by itself. A run
+        # that goes on has its own files already, and its DATA may have a newer text for `data library`.
+        packed = self.manifest.text_sha256
+        cleaned = self.folder / CLEANED_FILE
+        of = {LIBRARY_FILE: recorded(self.folder, "library", "report", "text")}
+        if cleaned.is_file():
+            of[CLEANED_FILE] = content_of(cleaned, np.dtype(np.uint8)).sha256
+        for name, text in of.items():
+            if text is not None and text != packed:
+                raise TwinGPTError(
+                    f"{self.folder / name} is of another text than {self.folder / self.manifest.train.file}: "
+                    "run `twingpt prepare` again, or each stage after the one that made it"
+                )
+
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         bos_id = self.tokenizer.bos_id
         train = Batches(self.folder, self.manifest, "train", block_size, seed, cut=cut, bos_id=bos_id)
-        # A single document cannot be divided, and a training without any validation would not show that it diverges.
-        held_out: Literal["train", "val"] = "val" if self.manifest.val.tokens else "train"
-        return train, Batches(self.folder, self.manifest, held_out, block_size)
+        return train, Batches(self.folder, self.manifest, self.manifest.validation_split, block_size)
 
     def windows(self, block_size: int) -> int:
         stride = block_size + (self.manifest.layout == "rows")
@@ -146,6 +174,7 @@ class DataFolder:
                 copy_whole(self.folder / name, run_dir / name)
             elif new:
                 (run_dir / name).unlink(missing_ok=True)
+        note_trained(self.folder)
         # A run of an older version has no record yet: its files count as its own from here on.
         record_files(run_dir, copied if has_record(run_dir) else FILES_OF_A_RUN, self.fingerprint())
 
@@ -188,6 +217,7 @@ class DataArrays:
     arrays: TokenArrays
     name: str = ARRAYS
     contacts: Contacts = "keep"
+    template: Template | Literal[""] = ""
 
     def fingerprint(self) -> dict[str, str]:
         return self.arrays.fingerprint()
@@ -209,6 +239,8 @@ class DataArrays:
                 f"give {largest + 1:,} or more"
             )
         self.arrays.bytes_of(spec.vocab_size)
+
+    def check_new_run(self) -> None: ...
 
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
         train = ArrayBatches(self.arrays.train, block_size, seed, least=block_size + 1, cut=cut)

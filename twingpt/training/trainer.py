@@ -44,6 +44,8 @@ from twingpt.weights.run_files import record_files
 
 MAX_SKIPPED_IN_A_ROW = 10
 WARM_UP_STEPS = 3
+READINGS = 20
+"""Lines of metrics over which the pace is measured that tells the time left."""
 DROPOUT_STREAM = "what drops out"
 """The name in a run's fingerprint: told when it changes, and not refused."""
 
@@ -115,7 +117,7 @@ class Trainer:
         self._stop_requested = False
         # Updates since the last line of metrics: nats, tokens, gradient norm, whether it was applied.
         self._unlogged = [[math.nan if x is None else x for x in update] for update in self._progress.unlogged]
-        self._clock, self._lr = _Clock(), 0.0
+        self._clock, self._lr, self._last = _Clock(0), 0.0, config.train.steps
         self._spikes = SpikeDetector()
         self._asides: deque[Report] = deque()
 
@@ -157,7 +159,7 @@ class Trainer:
         stops = StopVote(self._world, self.step, config.log_every)
         if self.owes_evaluation:
             yield from self._evaluated()
-        self._clock = _Clock()
+        self._clock, self._last = _Clock(self.step), last
         while self.step < last and not stops(self.step, self._stop_requested):
             self._lr = self._schedule.learning_rate(self.step)
             yield from self._update(self._lr)
@@ -344,6 +346,7 @@ class Trainer:
             lr=self._lr,
             grad_norm=norms[-1],
             tokens_per_second=self._clock.rate(),
+            seconds_left=self._clock.left(self.step, self._last),
             skipped=applied.count(False),
             epoch=self._progress.samples / self._train.per_epoch,
             samples=self._progress.samples,
@@ -456,11 +459,13 @@ def _storable(value: Any) -> Any:
 
 
 class _Clock:
-    """Tokens a second since the last reading, pauses left out."""
+    """Tokens a second since the last reading, pauses left out; and how long the rest takes, pauses included."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
         self._start = time.perf_counter()
         self._tokens = 0
+        self._readings: deque[tuple[float, int]] = deque([(self._start, step)], maxlen=READINGS)
+        self._warm = False
 
     def count(self, tokens: int) -> None:
         self._tokens += tokens
@@ -470,6 +475,17 @@ class _Clock:
         rate = self._tokens / (now - self._start)
         self._start, self._tokens = now, 0
         return rate
+
+    def left(self, step: int, last: int) -> float:
+        """Seconds until step `last`, at the pace of the last readings."""
+        now = time.perf_counter()
+        since, first = self._readings[0]
+        if not self._warm:
+            # The first updates compile kernels and fill caches: no later estimate counts them.
+            self._readings.clear()
+            self._warm = True
+        self._readings.append((now, step))
+        return (last - step) * (now - since) / max(step - first, 1)
 
     @contextlib.contextmanager
     def paused(self, backend: Backend) -> Iterator[None]:

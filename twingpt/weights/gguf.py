@@ -24,7 +24,8 @@ class Vocabulary:
     """A byte-level BPE tokenizer as GGUF keeps it.
 
     tokens: texts by id, in ByteLevel's stand-ins for bytes. merges: "left right", the most frequent first.
-    special: ids that stand for marks, not for text. end_of_turn: generation stops there, besides at eos.
+    special: ids that stand for marks, not for text. end_of_turn, end_of_message: generation stops there, besides at
+    eos. chat_template: None for a model that knows no questions.
     """
 
     tokens: Sequence[str]
@@ -35,7 +36,8 @@ class Vocabulary:
     pad: int
     unknown: int
     end_of_turn: int
-    chat_template: str
+    end_of_message: int
+    chat_template: str | None
 
 
 def export_gguf(path: Path, name: str, spec: GPTSpec, weights: Weights, vocabulary: Vocabulary, dtype: str) -> None:
@@ -144,9 +146,11 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_bos_token_id(vocabulary.bos)
     writer.add_eos_token_id(vocabulary.eos)
     writer.add_eot_token_id(vocabulary.end_of_turn)
+    writer.add_eom_token_id(vocabulary.end_of_message)
     writer.add_pad_token_id(vocabulary.pad)
     writer.add_unk_token_id(vocabulary.unknown)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(vocabulary.chat_template)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
+from twingpt.data.tokens.manifest import Manifest
+from twingpt.data.tokens.marks import TEMPLATES, Template
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.weights.checkpoint import CheckpointStore, find_checkpoint, read_progress
 
@@ -20,6 +22,18 @@ if TYPE_CHECKING:
 def trained_on_placeholders(run_dir: Path) -> bool:
     """Whether `prepare --contacts mask` made the text of a run; False for one that does not say so."""
     return bool(_said_of(run_dir, "contacts") == "mask")
+
+
+def template_of(folder: Path) -> Template | None:
+    """What `prepare --template` made of the text of a run, or of DATA; None where nothing says so.
+
+    A run of before it was recorded is known by its DATA, as long as that lies where it did.
+    """
+    said = _said_of(folder, "template")
+    if not said:
+        with contextlib.suppress(TwinGPTError, TypeError):
+            said = Manifest.load(Path(_said_of(folder, "data") or folder)).template
+    return next((template for template in TEMPLATES if template == said), None)
 
 
 def trained_on_arrays(run_dir: Path) -> bool:

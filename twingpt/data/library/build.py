@@ -1,11 +1,13 @@
 """`library.sqlite`: the user's text as documents and passages, with an index to find a passage by a question."""
 
 import hashlib
+import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.contacts import Contact, standardise
@@ -39,6 +41,11 @@ CREATE TABLE contact (
 );
 CREATE INDEX contact_by_key ON contact (key, kind);
 """
+
+
+# Characters of text that are indexed at a time.
+_BATCH_CHARS = 64 << 10
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +114,12 @@ def split_passages(lines: Iterable[str]) -> Iterator[str]:
         yield "\n".join(waiting)
 
 
-def build_library(path: Path, documents: Iterable[LibraryDocument]) -> int:
+def build_library(path: Path, documents: Iterable[LibraryDocument], spread: Spread = map) -> int:
     """Write a library, replacing one at `path` only once the new one is whole; returns how many passages it holds.
 
-    One document is in memory at a time. The same documents give the same bytes. Raises TwinGPTError if the file cannot
-    be written, or if there is no text.
+    spread: a map that keeps the order and may spread the work over processes, as finding the terms takes most of the
+    time. Some documents are in memory at a time. The same documents give the same bytes. Raises TwinGPTError if the
+    file cannot be written, or if there is no text.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -119,7 +127,7 @@ def build_library(path: Path, documents: Iterable[LibraryDocument]) -> int:
         db = sqlite3.connect(temporary)
         try:
             db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = FULL;" + _SCHEMA)
-            passages, total, content = _insert(db, documents)
+            passages, total, content = _insert(db, spread(_indexed, _batches(documents)))
             db.execute("INSERT INTO passage_terms (passage_terms) VALUES ('optimize')")
             facts = {
                 "format_version": FORMAT_VERSION,
@@ -153,24 +161,69 @@ def passage_contacts(title: str, text: str) -> list[Contact]:
     return [contact for contact in standardise(f"{title}\n{text}")[1] if contact.start > len(title)]
 
 
-def _insert(db: sqlite3.Connection, documents: Iterable[LibraryDocument]) -> tuple[int, int, str]:
+def _batches(documents: Iterable[LibraryDocument]) -> Iterator[list[tuple[int, LibraryDocument]]]:
+    """Documents with their numbers, as many together as are worth handing to a process."""
+    batch: list[tuple[int, LibraryDocument]] = []
+    size = 0
+    for number, document in enumerate(documents):
+        batch.append((number, document))
+        size += sum(map(len, document.passages))
+        if size >= _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """text and how many terms it has; terms: each of them once. contacts: rows without the passage's number."""
+
+    text: str
+    count: int
+    terms: str
+    contacts: Sequence[tuple[str, str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """row: of the table of documents. content: what tells this document from any other."""
+
+    row: tuple[int, str, str, str, int]
+    content: bytes
+    passages: list[_Passage]
+
+
+def _indexed(batch: Sequence[tuple[int, LibraryDocument]]) -> list[_Document]:
+    """What the library says of some documents."""
+    return [_indexed_document(number, document) for number, document in batch]
+
+
+def _indexed_document(number: int, document: LibraryDocument) -> _Document:
+    date = newest_date("\n".join([document.title, *document.passages])) or date_of_name(document.file)
+    parts = [document.title, document.file, document.place, *document.passages]
+    passages: list[_Passage] = []
+    for text in document.passages:
+        found = indexed_terms(document.title, text)
+        contacts = passage_contacts(document.title, text)
+        rows = [(c.kind, c.value, c.entity, name_key(c.entity)) for c in contacts]
+        passages.append(_Passage(text, len(found), " ".join(dict.fromkeys(found)), rows))
+    row = (number, document.title, date, document.file, document.place)
+    return _Document(row, json.dumps(parts, ensure_ascii=False).encode() + b"\n", passages)
+
+
+def _insert(db: sqlite3.Connection, batches: Iterable[list[_Document]]) -> tuple[int, int, str]:
     """(how many passages, how many terms in all of them, sha256 of the documents)."""
     count = total = 0
     content = hashlib.sha256()
-    for number, document in enumerate(documents):
-        date = newest_date("\n".join([document.title, *document.passages])) or date_of_name(document.file)
-        row = (number, document.title, date, document.file, document.place)
-        db.execute("INSERT INTO document VALUES (?, ?, ?, ?, ?)", row)
-        parts = [document.title, document.file, document.place, *document.passages]
-        content.update(json.dumps(parts, ensure_ascii=False).encode() + b"\n")
-        for text in document.passages:
-            found = indexed_terms(document.title, text)
-            db.execute("INSERT INTO passage VALUES (?, ?, ?)", (count, number, text))
-            once = " ".join(dict.fromkeys(found))
-            db.execute("INSERT INTO passage_terms (rowid, terms) VALUES (?, ?)", (count, once))
-            contacts = passage_contacts(document.title, text)
-            rows = ((count, c.kind, c.value, c.entity, name_key(c.entity)) for c in contacts)
+    for document in itertools.chain.from_iterable(batches):
+        db.execute("INSERT INTO document VALUES (?, ?, ?, ?, ?)", document.row)
+        content.update(document.content)
+        for passage in document.passages:
+            db.execute("INSERT INTO passage VALUES (?, ?, ?)", (count, document.row[0], passage.text))
+            db.execute("INSERT INTO passage_terms (rowid, terms) VALUES (?, ?)", (count, passage.terms))
+            rows = [(count, *contact) for contact in passage.contacts]
             db.executemany("INSERT INTO contact VALUES (?, ?, ?, ?, ?)", rows)
             count += 1
-            total += len(found)
+            total += passage.count
     return count, total, content.hexdigest()

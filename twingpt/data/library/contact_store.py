@@ -14,6 +14,7 @@ from twingpt.data.contacts.forms import Contact
 from twingpt.data.contacts.labels import KINDS, PLACEHOLDER, Kind
 from twingpt.data.contacts.numbers import digits
 from twingpt.data.contacts.places import PlaceFinder
+from twingpt.data.library.damage import damage_told
 from twingpt.data.samples.questions import general_patterns, ways_to_ask
 
 UNRESOLVED = "(확인 필요)"
@@ -42,10 +43,22 @@ def name_key(entity: str) -> str:
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", entity).lower())
 
 
+# Under such words many places give their contacts: that those differ says nothing.
+_NO_NAME = re.compile(
+    r"(?:문의|문의처|연락|연락처|전화|예약|상담|신고|담당|담당자|안내|주소|위치|홈페이지|도움말|물어볼|곳|및|의|하실|하는)*"
+)
+
+
+def is_no_name(entity: str) -> bool:
+    """Whether a contact stands under words that name no place, or under none."""
+    return _NO_NAME.fullmatch(re.sub(r"\W", "", entity)) is not None
+
+
 class ContactStore:
     """Contacts of a data set. Use as a context manager, or `close()` it."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.path = path
         self._db = connection
 
     @classmethod
@@ -89,10 +102,10 @@ class ContactStore:
             db.execute(f"SELECT {_COLUMNS} FROM contact LIMIT 1").fetchall()
             db.execute("SELECT rowid FROM place LIMIT 1").fetchall()
             db.execute("SELECT title FROM topic LIMIT 1").fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError) as error:
             db.close()
             raise TwinGPTError(f"{path} is no contact store ({error}): run `twingpt prepare` again") from None
-        return cls(db)
+        return cls(db, path)
 
     def close(self) -> None:
         self._db.close()
@@ -105,9 +118,11 @@ class ContactStore:
     ) -> None:
         self.close()
 
+    @damage_told("run `twingpt prepare` again")
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM contact").fetchone()[0])
 
+    @damage_told("run `twingpt prepare` again")
     def search(self, name: str, kind: Kind | None = None, limit: int = 20) -> list[Contact]:
         """Contacts of places whose name holds every word of `name`, in whole or in part; the closest names first."""
         words = [word for word in (name_key(part) for part in name.split()) if word]
@@ -130,6 +145,7 @@ class ContactStore:
             values.append(kind)
         return self._select(" AND ".join(conditions), [*values, limit])
 
+    @damage_told("run `twingpt prepare` again")
     def of_place(self, name: str, kind: Kind) -> list[Contact]:
         """Contacts of the one place that `name` means: the same name, else the only name that holds it or is in it.
 
@@ -146,6 +162,7 @@ class ContactStore:
         )
         return rows if len({name_key(row.entity) for row in rows}) == 1 else []
 
+    @damage_told("run `twingpt prepare` again")
     def of_topic(self, question: str) -> list[Contact]:
         """Contacts of the document that a question is about, in the document's order.
 
@@ -166,10 +183,12 @@ class ContactStore:
             return []
         return self.of_document(fitting[0][2])
 
+    @damage_told("run `twingpt prepare` again")
     def of_document(self, title: str) -> list[Contact]:
         """Contacts of the documents of this very title, in their order."""
         return self._contacts(f"SELECT {_COLUMNS} FROM contact WHERE topic = ? ORDER BY id", [title])
 
+    @damage_told("run `twingpt prepare` again")
     def numbers(self) -> frozenset[str]:
         """The digits of every telephone number, as written."""
         rows = self._db.execute("SELECT DISTINCT value FROM contact WHERE kind IN ('TEL', 'FAX', 'KAKAO')")

@@ -13,6 +13,7 @@ from typing import Self
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.library.build import FORMAT_VERSION, indexed_terms
 from twingpt.data.library.contact_store import name_key
+from twingpt.data.library.damage import damage_told
 from twingpt.data.library.terms import question_terms
 
 REMEDY = "make it again with `twingpt data library DATA`"
@@ -71,6 +72,7 @@ class Library:
         """Raises TwinGPTError if the file is missing, damaged, or of another format."""
         if not path.is_file():
             raise TwinGPTError(f"{path} does not exist: {REMEDY}")
+        self.path = path
         self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         self._counted: tuple[str, dict[str, int]] = "", {}
         try:
@@ -99,6 +101,7 @@ class Library:
     ) -> None:
         self.close()
 
+    @damage_told(REMEDY)
     def search(self, question: str, limit: int = 5) -> list[Passage]:
         """The passages that fit a question, the best first; none where it shares no term with the text."""
         counts = {term: count for term, count in self._counts(question).items() if count}
@@ -128,23 +131,35 @@ class Library:
         score = bm25(indexed_terms(title, text), weights, self._mean_length)
         return Passage(number, document, title, text, score, file)
 
+    @damage_told(REMEDY)
     def titles(self, number: int) -> list[str]:
         """Titles of as many documents, spread over the text."""
         titles = [title for (title,) in self._db.execute("SELECT title FROM document WHERE title != '' ORDER BY id")]
         step = max(1, len(titles) // max(1, number))
         return list(dict.fromkeys(titles[step // 2 :: step]))[:number]
 
+    @damage_told(REMEDY)
     def passage(self, number: int) -> Passage:
         """The passage of this number, with a score of 0."""
         return self._scored(number, {})
 
+    @damage_told(REMEDY)
     def contacts(self, passage: Passage) -> list[FoundContact]:
         """The contacts of a passage, in its order."""
         return self._contacts("passage = ?", (passage.number,))
 
-    def contacts_named(self, name: str, kind: str) -> list[FoundContact]:
-        """All contacts of this kind that stand under a name, wherever in the text, in its order."""
+    @damage_told(REMEDY)
+    def contacts_named(self, name: str, kind: str | None = None) -> list[FoundContact]:
+        """All contacts, of this kind if one is given, that stand under a name, wherever in the text, in its order."""
+        if kind is None:
+            return self._contacts("key = ?", (name_key(name),))
         return self._contacts("key = ? AND kind = ?", (name_key(name), kind))
+
+    @damage_told(REMEDY)
+    def weights(self, question: str) -> dict[str, float]:
+        """How much each term of a question says, by how few passages hold it; one that none holds says most."""
+        least = min(AS_IF_IN, self.passages)
+        return {term: self._weight(max(count, least)) for term, count in self._counts(question).items()}
 
     def _contacts(self, where: str, values: tuple[object, ...]) -> list[FoundContact]:
         rows = self._db.execute(
@@ -154,14 +169,14 @@ class Library:
         )
         return [FoundContact(*row) for row in rows]
 
+    @damage_told(REMEDY)
     def fit(self, question: str, passage: Passage) -> float:
         """How much of a question a passage answers to: its score beside the weight of all terms of the question.
 
         A term that the text does not have weighs most, so that a question about something else fits nothing even where
         its common words are found.
         """
-        least = min(AS_IF_IN, self.passages)
-        weight = sum(self._weight(max(count, least)) for count in self._counts(question).values())
+        weight = sum(self.weights(question).values())
         return passage.score / weight if weight else 0.0
 
     def _counts(self, question: str) -> dict[str, int]:

@@ -3,11 +3,12 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twingpt.data.library.search import NEAR, B, Passage, bm25
 from twingpt.data.library.terms import question_terms, terms
+from twingpt.data.text.korean import cut_at_marks
 
 K1 = 0.4
 """BM25's saturation among sentences: which terms a sentence has says more than how often."""
@@ -17,14 +18,10 @@ that stand together, and endings."""
 SHARPNESS = 3
 """Power of a passage's score, as part of the best one's, in the score of its sentences."""
 
-_END = re.compile(r"[.!?…]+[\"'”’)\]」』》]*(?=\s)")
-# What is quoted or in brackets belongs to the sentence around it, unless it is so long that a closing mark is missing.
-_INSIDE = re.compile(
-    r"\([^()\n]{0,300}\)|\[[^\[\]\n]{0,300}\]|“[^“”\n]{0,300}”|‘[^‘’\n]{0,300}’|「[^「」\n]{0,300}」|『[^『』\n]{0,300}』"
-    r"|《[^《》\n]{0,300}》|(?<!\S)\"[^\"\n]{0,300}\"|(?<!\S)'[^'\n]{0,300}'"
-)
-# "John A. Macdonald", "Dr. Kim", "vs. 한국": a full stop that shortens a word; "1. 여권": a number of a list.
-_SHORTENED = re.compile(r"(?:^|[\s(])(?:[A-Z]|[A-Z][a-z]{0,2}|vs|No|pt|etc|\d{1,2})\.$")
+CENTRAL = 0.5
+"""Weight of how much of its passages a sentence shares, as part of the most that one shares: where the question says
+little, the sentence most like the rest stands for them."""
+
 _NO_LETTER = re.compile(r"[\W_]+")
 
 
@@ -39,18 +36,7 @@ class FoundSentence:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a passage, each as it stands there: cut at closing marks and at line ends."""
-    return [sentence for line in text.split("\n") for part in _cut(line) if (sentence := part.strip())]
-
-
-def _cut(line: str) -> Iterator[str]:
-    inside = [match.span() for match in _INSIDE.finditer(line)]
-    start = 0
-    for match in _END.finditer(line):
-        within = any(first < match.start() and match.end() < last for first, last in inside)
-        if not within and not _SHORTENED.search(line, start, match.end()):
-            yield line[start : match.end()]
-            start = match.end()
-    yield line[start:]
+    return [sentence for line in text.split("\n") for part in cut_at_marks(line) if (sentence := part.strip())]
 
 
 def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:
@@ -67,26 +53,43 @@ def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -
         if passage.score >= NEAR * best
         for sentence in sentences(passage.text)
     ]
-    by_terms = _by_terms(question, [sentence for _, sentence in found], passages[0].title if passages else "")
-    by_runs = _by_runs(question, [sentence for _, sentence in found])
+    texts = [sentence for _, sentence in found]
+    by_terms = _by_terms(question, texts, [passages[i].title for i, _ in found])
+    by_runs = _by_runs(question, texts)
     scored = [
-        FoundSentence(i, sentence, (words + ALIKE * runs) * (passages[i].score / best) ** SHARPNESS)
-        for (i, sentence), words, runs in zip(found, by_terms, by_runs, strict=True)
+        FoundSentence(i, sentence, (words + ALIKE * runs + CENTRAL * central) * (passages[i].score / best) ** SHARPNESS)
+        for (i, sentence), words, runs, central in zip(found, by_terms, by_runs, _central(texts), strict=True)
     ]
     return sorted(scored, key=lambda one: -one.score)[:limit]
 
 
-def _by_terms(question: str, texts: Sequence[str], title: str) -> list[float]:
-    """BM25 of each sentence among all of them.
+def _by_terms(question: str, texts: Sequence[str], titles: Sequence[str]) -> list[float]:
+    """BM25 of each sentence among all of them. titles: of their passages, the best passage's first.
 
-    The title's terms say what the passage is about, not which sentence of it is asked for: they count only where the
-    question has no others.
+    The best passage's title says what it is about, not which sentence of it is asked for: its terms tell its sentences
+    from those of other documents, each of which has them if its title does, and not from each other.
     """
     words = [terms(text) for text in texts]
-    asked = set(question_terms(question))
-    weights = _rarity(asked - set(terms(title)) or asked, [set(each) for each in words])
+    asked, named = set(question_terms(question)), [set(terms(title)) for title in titles]
+    subject = asked & named[0] if named else set()
+    weights = _rarity(asked - subject or asked, [set(each) for each in words])
     mean = sum(map(len, words)) / max(1, len(words)) or 1.0
-    return [bm25(each, weights, mean, k1=K1, b=B) for each in words]
+    under = [subject & (title | set(each)) for title, each in zip(named, words, strict=True)]
+    credits = _rarity(subject, under)
+    return [
+        bm25(each, weights, mean, k1=K1, b=B) + sum(credits[term] for term in sorted(about))
+        for each, about in zip(words, under, strict=True)
+    ]
+
+
+def _central(texts: Sequence[str]) -> list[float]:
+    """How many of its terms each sentence shares with others, for its length, from 0 to 1 (after PEGASUS's choice of
+    gap sentences, Zhang and others, arXiv 1912.08777)."""
+    words = [set(terms(text)) for text in texts]
+    holders = Counter(term for each in words for term in each)
+    shared = [sum(holders[term] > 1 for term in each) / math.sqrt(len(each) + 1) for each in words]
+    most = max(shared, default=0.0) or 1.0
+    return [one / most for one in shared]
 
 
 def _by_runs(question: str, texts: Sequence[str]) -> list[float]:

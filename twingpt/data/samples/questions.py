@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from twingpt.data.text.korean import particle
@@ -157,12 +158,25 @@ def focused(topic: Topic, nouns: Iterable[str]) -> Topic:
     return Topic(f"{whole} {'·'.join(words)} 부분", "noun")
 
 
-def _inflected(pattern: str, **words: str) -> str:
-    def fit(match: re.Match[str]) -> str:
-        word = words[match[1]]
-        return word + (particle(word, match[2]) if match[2] else "")
+_WORD = re.compile(r"\{(\w)\}(?:\{(\w+)\})?")
 
-    return re.sub(r"\{(\w)\}(?:\{(\w+)\})?", fit, pattern)
+
+@lru_cache(maxsize=1024)
+def _pieces(pattern: str) -> tuple[str, ...]:
+    """A pattern as text, word, particle, text, word, particle, ..., text; "" where no particle follows."""
+    return tuple(piece or "" for piece in _WORD.split(pattern))
+
+
+@lru_cache(maxsize=4096)
+def _with_particle(word: str, kind: str) -> str:
+    return word + (particle(word, kind) if kind else "")
+
+
+def _inflected(pattern: str, **words: str) -> str:
+    text, *rest = _pieces(pattern)
+    for i in range(0, len(rest), 3):
+        text += _with_particle(words[rest[i]], rest[i + 1]) + rest[i + 2]
+    return text
 
 
 def questions(topic: Topic, seed: int, text: str, number: int, *, guide: bool = True) -> list[str]:
@@ -189,8 +203,14 @@ def questions(topic: Topic, seed: int, text: str, number: int, *, guide: bool = 
 
 def _shuffled(items: list[str], seed: int, text: str) -> list[str]:
     """A permutation keyed by (seed, text), the same on every machine and Python version."""
-    key = f"{seed}\0{text}\0".encode()
-    return sorted(items, key=lambda item: hashlib.sha256(key + item.encode()).digest())
+    start = hashlib.sha256(f"{seed}\0{text}\0".encode())
+
+    def place(item: str) -> bytes:
+        hashed = start.copy()
+        hashed.update(item.encode())
+        return hashed.digest()
+
+    return sorted(items, key=place)
 
 
 def ways_to_ask(title: str) -> list[str]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -99,20 +100,31 @@ def group_of(unit: Unit, heading: str) -> Group | None:
     """Which checklist a unit belongs to, from what it says or, for a list line, from the heading over its list."""
     if unit.role not in ("sentence", "item"):
         return None
-    text = unit.plain
-    label = _LEAD_LABEL.match(text)
-    if label is not None:
-        start = label[0]
-        return "bring" if re.match("준비|서류", start) else "caution" if re.match("주의|금지", start) else "todo"
-    if _CAUTION.search(text):
-        return "caution"
+    first, then = _told(unit.plain)
+    if first is not None:
+        return first
     if unit.role == "item" and heading:
         for pattern, group in _HEADINGS:
             if pattern.search(heading):
                 return group
+    return then
+
+
+@lru_cache(maxsize=2048)
+def _told(text: str) -> tuple[Group | None, Group | None]:
+    """The group by what the text says: one that no heading overrules, and one that a heading does.
+
+    A unit stands in several samples, one soon after the other.
+    """
+    label = _LEAD_LABEL.match(text)
+    if label is not None:
+        bring, caution = re.match("준비|서류", label[0]), re.match("주의|금지", label[0])
+        return "bring" if bring else "caution" if caution else "todo", None
+    if _CAUTION.search(text):
+        return "caution", None
     if _BRING.search(text) and _THING.search(text):
-        return "bring"
-    return "todo" if _TODO.search(text) else None
+        return None, "bring"
+    return None, "todo" if _TODO.search(text) else None
 
 
 _HEADINGS: tuple[tuple[re.Pattern[str], Group], ...] = (
@@ -179,13 +191,18 @@ class SampleAnswer:
         return "\n".join(lines)
 
 
+_CLOSED = re.compile(r"[.!?…~][\"'”’)\]]*$|[ㅠㅜㅋㅎ^]+;?$")
+# The pattern is looked for from each place on, so that a long text before it would only take time.
+_CLOSED_CHARS = 40
+
+
 def _flow(units: Sequence[Unit], label: re.Pattern[str] | None = None) -> str:
     """Units one after another: a blank after a closed sentence, "; " after a list line without a mark."""
     text = ""
     for unit in units:
         plain = label.sub("", unit.plain) if label else unit.plain
         if text:
-            text += " " if re.search(r"[.!?…~][\"'”’)\]]*$|[ㅠㅜㅋㅎ^]+;?$", text) else "; "
+            text += " " if _CLOSED.search(text[-_CLOSED_CHARS:]) else "; "
         text += plain
     return text
 

@@ -31,6 +31,8 @@ _ODD_KINDS: tuple[tuple[str, str, str | Callable[[str], str]], ...] = (
     ("runs of half-width jamo made whole", f"[{HALF_WIDTH_CLASS}]+", whole_jamo),
     ("Hangul fillers removed", "[\u115f\u1160\uffa0]+", ""),
 )
+# Somebody may have seen a character there; nobody saw those of the other kinds.
+_LOST = ("unreadable characters removed", "private-use characters dropped")
 _ODD = re.compile("|".join(f"({pattern})" for _, pattern, _ in _ODD_KINDS))
 # Any character that one of them begins with: a single class is looked for many times faster.
 _MAYBE_ODD = re.compile(
@@ -41,48 +43,58 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 # Neither ASCII nor Hangul: without such a character nothing was read in a wrong encoding.
 _FOREIGN = re.compile("[^\u0000-\u007f\u3131-\u318e가-힣]")
 _BLANK_RUN = re.compile(f"[{_BLANKS}]{{2,}}|[{_BLANKS.replace(' ', '')}]")
+_BLANKS_AT_END = re.compile(rf"(?<![{_BLANKS}])[{_BLANKS}]+$", re.MULTILINE)
 _LONG_LINE = re.compile(rf"[^\n]{{{MAX_LINE + 1},}}")
 _SENTENCE_END = re.compile(r"[.!?。！？…]+[\"'”’)\]』」]*\s+|(?<=[가-힣](?:다|요|죠|음|함|임))\s+")
 
 
-def clean_text(text: str, changes: Changes) -> str:
+def clean_text(text: str, changes: Changes, *, keep_layout: bool = False, break_lines: bool = True) -> str:
     """One chunk cleaned: lines trimmed, at most one blank line between two, NFC, no line over 1,000 characters.
 
+    keep_layout: blanks and tabs stay as they are but for those at line ends, and every line stays a line of its own.
+    break_lines: False where a line may be as long as it is.
     What one step takes away can bring about what another one looks for (`&am\u200bp;`), so all are taken again until
     nothing changes: text that is cleaned twice stays as it is.
     """
-    while (better := _cleaned_once(text, changes)) != text:
+    while (better := _cleaned_once(text, changes, keep_layout, break_lines)) != text:
         text = better
     return text
 
 
-def _cleaned_once(text: str, changes: Changes) -> str:
+def _cleaned_once(text: str, changes: Changes, keep_layout: bool, break_lines: bool) -> str:
     # A prompt is cleaned as well, and seldom needs what takes a moment to import.
     if _FOREIGN.search(text):
         from twingpt.data.text.mojibake import repair_mojibake
 
         text = repair_mojibake(text, changes)
     text = _replace_odd(_without_entities(text, changes), changes)
-    before = text
-    text, number = _BLANK_RUN.subn(" ", text)
-    if number:
-        changes.count("runs of blanks made one", number)
-        _note(changes, "runs of blanks made one", before, _BLANK_RUN, " ")
+    if not keep_layout:
+        before = text
+        text, number = _BLANK_RUN.subn(" ", text)
+        if number:
+            changes.count("runs of blanks made one", number)
+            _note(changes, "runs of blanks made one", before, _BLANK_RUN, " ")
     if not unicodedata.is_normalized("NFC", text):
         text = _composed(text, changes)
+    text = _BLANKS_AT_END.sub("", text) if keep_layout else _trimmed(text, changes)
+    text, number = re.subn(r"\n{3,}", "\n\n", text)
+    if number:
+        changes.count("runs of blank lines made one", number)
+    if break_lines:
+        text, number = _LONG_LINE.subn(lambda match: "\n".join(break_line(match.group())), text)
+        if number:
+            changes.count("long lines broken at sentence ends", number)
+    return text
+
+
+def _trimmed(text: str, changes: Changes) -> str:
+    """Paragraphs that were broken at one width on one line each again, and no blank at either end of a line."""
     if text.count("\n") >= FEW_LINES:
         from twingpt.data.text.wrapped import join_wrapped
 
         # Blanks at the ends of lines tell where words end, so they go after that.
         text = join_wrapped(text, changes)
-    text = text.replace(" \n", "\n").replace("\n ", "\n").strip(" ")
-    text, number = re.subn(r"\n{3,}", "\n\n", text)
-    if number:
-        changes.count("runs of blank lines made one", number)
-    text, number = _LONG_LINE.subn(lambda match: "\n".join(break_line(match.group())), text)
-    if number:
-        changes.count("long lines broken at sentence ends", number)
-    return text
+    return text.replace(" \n", "\n").replace("\n ", "\n").strip(" ")
 
 
 def cleaned(text: str) -> str:
@@ -114,7 +126,10 @@ def _replace_odd(text: str, changes: Changes) -> str:
     def replace(match: re.Match[str]) -> str:
         kind, _, by = _ODD_KINDS[(match.lastindex or 1) - 1]
         replacement = by if isinstance(by, str) else by(match[0])
-        changes.count(kind)
+        if kind in _LOST:
+            changes.drop(kind, len(match[0].encode()))
+        else:
+            changes.count(kind)
         if changes.wants_example(kind):
             start, end, line = max(0, match.start() - 15), match.end() + 15, match.string
             shown = f"{line[start : match.start()]}{replacement}{line[match.end() : end]}"

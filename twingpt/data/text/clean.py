@@ -1,5 +1,6 @@
 """Cleaning: what is no text goes, what is text stays, and documents come out one by one."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -22,8 +23,12 @@ CHUNK = 1 << 20
 LARGEST_CHUNK = 4 * CHUNK
 # Documents of the qa template are about as long as the notes that a question is asked about.
 MERGE_MIN, MERGE_MAX = 300, 1800
-# Plain documents are cut only so that validation can hold one without holding a large part of the text.
-MAX_DOCUMENT = 20_000
+
+Separator = str
+"""What parts the documents of plain text: BY_FILE, BY_BLANK_LINE, BY_LINE, or a line that stands between two."""
+BY_FILE, BY_BLANK_LINE, BY_LINE = "file", "blank-line", "line"
+END_MARK = "<|endoftext|>"
+"""Ends a document of plain text wherever it stands, as it does in the data sets of this field."""
 
 BOILERPLATE_DOCUMENTS = 20
 BOILERPLATE_SHARE = 0.05
@@ -45,23 +50,34 @@ _CONTACT_LINE = re.compile(r"(?:TEL|FAX|KAKAO|ADDR|WEB|EMAIL):|(?:\d\D{0,2}){7}"
 
 @dataclass(frozen=True, kw_only=True)
 class CleanSettings:
-    """merge: make documents of the length that questions are asked about, instead of one for each block of lines.
+    """merge: make documents of the length that questions are asked about, instead of parting them by `separator`.
 
-    country: whose telephone numbers are meant where the text does not say.
+    country: whose telephone numbers are meant where the text does not say. contact_forms: bring contacts into one form.
+    keep_layout, break_lines: as in `clean_text`.
     """
 
     contacts: Literal["keep", "mask"] = "keep"
     country: str = "PH"
     merge: bool = True
+    separator: Separator = BY_FILE
+    contact_forms: bool = True
+    keep_layout: bool = False
+    break_lines: bool = True
     drop_junk: bool = False
     boilerplate: bool = True
 
 
 @dataclass
 class CleanedChunk:
-    """What one worker makes of one chunk; the texts are UTF-8. source: the number of the file that it came from."""
+    """What one worker makes of one chunk; the texts are UTF-8. source: the number of the file that it came from.
+
+    documents: or parts of them, with `begins` telling of each whether a document begins with it; the first of a file
+    always does. ended: whether the last document ends with the chunk, though the file may go on.
+    """
 
     documents: list[bytes]
+    begins: list[bool]
+    ended: bool
     contacts: "list[Contact]"
     digests: list[bytes]
     signatures: dedup.Signatures
@@ -113,30 +129,46 @@ def _without_junk(text: str, changes: Changes) -> str:
     kept: list[str] = []
     for line in text.split("\n"):
         if is_junk(line):
-            changes.count("lines of only code, log, URL or emoji dropped")
+            changes.drop("lines of only code, log, URL or emoji dropped", len(line.encode()) + 1)
             changes.example("lines of only code, log, URL or emoji dropped", line[:80], "")
         else:
             kept.append(line)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept))
 
 
-def split_documents(text: str, *, merge: bool) -> list[str]:
-    """The documents of cleaned text."""
+def merged_documents(text: str) -> list[str]:
+    """The documents of cleaned text for questions to be asked about."""
+    from twingpt.data.text.documents import merge_blocks
+
     blocks = [stripped for block in text.split("\n\n") if (stripped := block.strip("\n "))]
-    if merge:
-        from twingpt.data.text.documents import merge_blocks
-
-        return list(merge_blocks(blocks, min_size=MERGE_MIN, max_size=MERGE_MAX, count=len))
-    return [part for block in blocks for part in _cut_at_lines(block)]
+    return list(merge_blocks(blocks, min_size=MERGE_MIN, max_size=MERGE_MAX, count=len))
 
 
-def _cut_at_lines(block: str) -> Iterator[str]:
-    start = 0
-    while len(block) - start > MAX_DOCUMENT:
-        cut = block.rfind("\n", start + 1, start + MAX_DOCUMENT)
-        yield block[start:cut]
-        start = cut + 1
-    yield block[start:]
+def split_plain(text: str, separator: Separator) -> tuple[list[tuple[str, bool]], bool]:
+    """(the parts of cleaned text, each with whether a document begins with it, whether the last document has ended).
+
+    A part is what stands between two blank lines. Nothing of the text is lost but separators and blank lines. The first
+    part goes on with what stands before this text, unless a separator comes first.
+    """
+    parts: list[tuple[str, bool]] = []
+    each_begins = separator in (BY_LINE, BY_BLANK_LINE)
+    between = "\n" if separator == BY_LINE else "\n\n"
+    begins = False
+    for number, document in enumerate(_separators(separator).split(text)):
+        begins = begins or number > 0
+        for block in document.split(between):
+            if part := block.strip("\n"):
+                parts.append((part, begins or each_begins))
+                begins = False
+    return parts, begins
+
+
+@functools.cache
+def _separators(separator: Separator) -> re.Pattern[str]:
+    """Every separator that a text is parted at; a line of its own but for END_MARK."""
+    lines = {"[EOS]"} if separator in (BY_FILE, BY_LINE, BY_BLANK_LINE) else {"[EOS]", separator.strip()}
+    own = "|".join(map(re.escape, sorted(lines)))
+    return re.compile(rf"{re.escape(END_MARK)}|^[^\S\n]*(?:{own})[^\S\n]*$", re.MULTILINE)
 
 
 def line_hash(line: str) -> int:
@@ -148,14 +180,20 @@ def clean_chunk(text: str, settings: CleanSettings) -> CleanedChunk:
     from twingpt.data.contacts import mask, standardise
 
     changes = Changes()
-    text = clean_text(text, changes)
+    text = clean_text(text, changes, keep_layout=settings.keep_layout, break_lines=settings.break_lines)
     if settings.drop_junk:
         text = _without_junk(text, changes)
     documents: list[str] = []
     contacts: list[Contact] = []
     normals: list[str] = []
-    for document in split_documents(text, merge=settings.merge):
+    if settings.merge:
+        split, ended = [(document, True) for document in merged_documents(text)], True
+    else:
+        split, ended = split_plain(text, settings.separator)
+    for document, _ in split:
         standard, found = standardise(document, settings.country)
+        if not settings.contact_forms:
+            standard = document
         if standard != document:
             _note_contacts(document, standard, changes)
         if found:
@@ -172,6 +210,8 @@ def clean_chunk(text: str, settings: CleanSettings) -> CleanedChunk:
             lines += {line_hash(line) for line in document.split("\n") if len(line) >= _BOILERPLATE_LENGTH}
     return CleanedChunk(
         [document.encode() for document in documents],
+        [begins for _, begins in split],
+        ended,
         contacts,
         [dedup.digest(normal) for normal in normals],
         dedup.signatures(normals),
@@ -229,7 +269,7 @@ def without_boilerplate(document: str, hashes: frozenset[int], changes: Changes)
         (dropped if repeats else kept).append(line)
     if not dropped or not any(kept):
         return document
-    changes.count("boilerplate lines dropped", len(dropped))
+    changes.drop("boilerplate lines dropped", sum(len(line.encode()) + 1 for line in dropped), len(dropped))
     shown = [before for before, _ in changes.examples.get("boilerplate lines dropped", [])]
     for line in dropped:
         if line[:80] not in shown:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from twingpt.core.errors import TwinGPTError
 
 SEPARATOR = b"\n\n"
+BEGIN = b"\f"
+"""Before a part with which a document of several parts begins. Cleaning leaves no form feed in any text."""
 _BLOCK_BYTES = 4 << 20
 _PART_BYTES = 1 << 20
 
@@ -30,6 +32,9 @@ def seeded_order(count: int, seed: int) -> npt.NDArray[np.int64]:
 class Documents(Sequence[str]):
     """The documents of a file in which exactly one blank line stands between two of them.
 
+    In a file of plain text the blank line stands between two parts (paragraphs), and BEGIN before each of them with
+    which a document begins; everything here is then about parts. A document may be larger than memory, a part is not.
+
     Holds 8 bytes a document, never the text, and reads with `pread`: what a mapping has touched would count as memory
     of this process. Raises TwinGPTError if the file is missing or empty.
     """
@@ -42,6 +47,7 @@ class Documents(Sequence[str]):
             if size == 0:
                 raise TwinGPTError(f"{path} is empty: make it again with `twingpt data clean`")
             self._bounds = _starts(self._fd, size)
+            self._marked = self._find_marks(size)
         except FileNotFoundError:
             raise TwinGPTError(f"{path} does not exist: make it with `twingpt data clean`") from None
         except OSError as error:
@@ -67,11 +73,18 @@ class Documents(Sequence[str]):
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return int(self._bounds[index]), int(self._bounds[index + 1]) - len(SEPARATOR)
+        start = int(self._bounds[index]) + (len(BEGIN) if self._marked is not None and self._marked[index] else 0)
+        return start, int(self._bounds[index + 1]) - len(SEPARATOR)
+
+    @property
+    def begins(self) -> npt.NDArray[np.bool_]:
+        """bool [parts]: whether a document begins with the part; True for all where nothing is marked."""
+        return np.ones(len(self), dtype=np.bool_) if self._marked is None else self._marked
 
     def sizes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes of each document, int64 [documents]."""
-        return np.diff(self._bounds) - len(SEPARATOR)
+        sizes: npt.NDArray[np.int64] = np.diff(self._bounds) - len(SEPARATOR)
+        return sizes if self._marked is None else sizes - len(BEGIN) * self._marked
 
     def batches(self, size: int) -> Iterator[range]:
         """Neighbouring documents of about `size` bytes together, at least one each."""
@@ -88,6 +101,58 @@ class Documents(Sequence[str]):
 
     def close(self) -> None:
         self._close()
+
+    def _find_marks(self, size: int) -> npt.NDArray[np.bool_] | None:
+        """Which parts have BEGIN before them; None for a file that has it nowhere: of questions, or an older one.
+
+        Such a file begins with it, since its first part begins a document.
+        """
+        if os.pread(self._fd, len(BEGIN), 0) != BEGIN:
+            return None
+        starts, marked = self._bounds[:-1], np.zeros(len(self), dtype=np.bool_)
+        for at in range(0, size, _BLOCK_BYTES):
+            block = np.frombuffer(os.pread(self._fd, _BLOCK_BYTES, at), dtype=np.uint8)
+            found = np.flatnonzero(block == BEGIN[0]) + at
+            part = np.minimum(np.searchsorted(starts, found), len(starts) - 1)
+            marked[part[starts[part] == found]] = True
+        return marked
+
+
+class WholeDocuments(Sequence[str]):
+    """The documents of a file of plain text put together of their parts, each up to LOOKED_AT bytes of it.
+
+    It is what documents are compared by, so that no document has to fit into memory.
+    """
+
+    LOOKED_AT = 1 << 20
+
+    def __init__(self, parts: Documents) -> None:
+        self._parts = parts
+        self.first = np.append(np.flatnonzero(parts.begins), len(parts))
+        """int64 [documents + 1]: the number of the part that each begins with."""
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        found: list[str] = []
+        size = 0
+        for part in range(int(self.first[index]), int(self.first[index + 1])):
+            found.append(self._parts[part])
+            size += len(found[-1])
+            if size > self.LOOKED_AT:
+                break
+        return "\n\n".join(found)
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of the parts of each document, int64 [documents]."""
+        return np.add.reduceat(self._parts.sizes(), self.first[:-1])
 
 
 def read_text(fd: int, start: int, end: int, fault: str) -> str:

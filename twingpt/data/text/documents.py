@@ -71,10 +71,10 @@ def is_title(line: str) -> bool:
 def merge_blocks(blocks: Iterable[str], *, min_size: int, max_size: int, count: Callable[[str], int]) -> Iterator[str]:
     """Blocks of a text (what stands between blank lines) as documents, one at a time.
 
-    Separator lines (----, ====, ****, ###) and Markdown headings start a new document. A lone title joins what
-    follows, a block of contacts what precedes; other blocks are joined until min_size unless the next brings its own
-    title. A document over max_size is cut at line ends and, within a line, at sentence ends. Sizes are what `count`
-    says of a text.
+    A Markdown heading starts a new document, and so does a separator line (----, ====, ****, ###) after min_size. A
+    lone title joins what follows, a block of contacts what precedes; other blocks are joined until min_size unless the
+    next brings its own title. A document over max_size is cut at line ends and, within a line, at sentence ends. Sizes
+    are what `count` says of a text.
     """
     pending = title = ""
     for block in blocks:

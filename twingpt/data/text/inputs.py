@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -17,6 +17,7 @@ from twingpt.data.text.forms.unread import Unread, unread_form, unread_suffix, u
 from twingpt.data.text.unpacking import check_growth, read_full, unpacked
 
 ZIP_MAGIC = b"PK\x03\x04"
+NO_FILE = "is a pipe or a device"
 _PACKED_SUFFIXES = (".gz", ".xz", ".zst")
 _LOOK_BYTES = 1 << 16
 # A zip with more files than this is no folder of notes.
@@ -73,7 +74,7 @@ def find_sources(inputs: Sequence[str]) -> Found:
             if not inside.sources:
                 raise TwinGPTError(f"{given} holds no file that is read{_listed(inside.unread)}")
         elif path.exists() and not path.is_file():
-            raise TwinGPTError(f"{given} is a pipe or a device, which cannot be read twice: give - and text on stdin")
+            raise TwinGPTError(f"{given} {NO_FILE}, which cannot be read twice: give - and text on stdin")
         elif path.exists():
             inside = Found()
             _add(inside, Source(given, path), by_name=False)
@@ -98,7 +99,12 @@ def _in_folder(folder: Path) -> Found:
     # A Mac names files in NFD: the same folder is read in the same order there.
     for file in sorted(folder.rglob("*"), key=lambda path: [unicodedata.normalize("NFC", part) for part in path.parts]):
         inner = file.relative_to(folder).parts
-        if file.is_file() and not any(part.startswith(".") for part in inner):
+        if any(part.startswith(".") for part in inner) or file.is_dir():
+            continue
+        if not file.is_file():
+            kind = "pipe or device" if file.exists() else "link to nothing"
+            found.unread.append(Unread(str(file), kind, "save what it gives as a file"))
+        else:
             _add(found, Source(str(file), file), by_name=True)
     return found
 
@@ -172,8 +178,19 @@ def _shown_name(info: zipfile.ZipInfo) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def fingerprint(source: Source) -> Fingerprint:
-    """Raises TwinGPTError for an unreadable file."""
+def size_of_all(sources: Iterable[Source]) -> int | None:
+    """Their bytes on disk; None where some lie in zips, which tell less than what is read of them."""
+    size = 0
+    for source in sources:
+        if source.member is not None:
+            return None
+        with contextlib.suppress(OSError):  # whoever reads it says what is wrong with it
+            size += source.path.stat().st_size
+    return size
+
+
+def fingerprint(source: Source, advance: Callable[[int], None] = lambda size: None) -> Fingerprint:
+    """advance: is told the bytes read. Raises TwinGPTError for an unreadable file."""
     try:
         with source.open() as file:
             whole = hashlib.sha256()
@@ -181,6 +198,7 @@ def fingerprint(source: Source) -> Fingerprint:
             while block := file.read(1 << 20):
                 whole.update(block)
                 size += len(block)
+                advance(len(block))
             return Fingerprint(source.name, size, whole.hexdigest())
     except OSError as error:
         raise TwinGPTError(f"{source.name} cannot be read: {error.strerror}") from None

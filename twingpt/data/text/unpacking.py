@@ -12,6 +12,15 @@ BOMB_RATIO = 200
 BOMB_BYTES = 64 << 20
 
 
+_GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_ZIP = b"PK\x03\x04"
+
+
+def is_packed(head: bytes) -> bool:
+    """Whether a file that starts so is read although it is no text: what is in it may be."""
+    return head.startswith((_GZIP, _XZ, _ZSTD, _ZIP))
+
+
 def unpacked(name: str, raw: IO[bytes]) -> IO[bytes]:
     """The stream unpacked, told by its first bytes and not by its name.
 
@@ -20,11 +29,11 @@ def unpacked(name: str, raw: IO[bytes]) -> IO[bytes]:
     magic = raw.read(6)
     raw.seek(0)
     stream: object = None
-    if magic.startswith(b"\x1f\x8b"):
+    if magic.startswith(_GZIP):
         stream = gzip.GzipFile(fileobj=raw)
-    elif magic == b"\xfd7zXZ\x00":
+    elif magic == _XZ:
         stream = lzma.LZMAFile(raw)  # noqa: SIM115 - whoever opened `raw` closes it
-    elif magic.startswith(b"\x28\xb5\x2f\xfd"):
+    elif magic.startswith(_ZSTD):
         stream = _ZstdFile(raw)
     return raw if stream is None else cast(IO[bytes], Measured(name, cast(IO[bytes], stream), raw.tell))
 

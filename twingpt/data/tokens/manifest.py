@@ -53,6 +53,11 @@ class Manifest:
     val: Split
     format_version: int = FORMAT_VERSION
 
+    @property
+    def validation_split(self) -> Literal["train", "val"]:
+        """What to validate with: where nothing is held out, the training text: it still shows a run diverge."""
+        return "val" if self.val.tokens else "train"
+
     @classmethod
     def load(cls, data_dir: Path) -> "Manifest":
         """Read DATA/manifest.json. Raises TwinGPTError if it is missing, damaged or of another version."""
@@ -63,8 +68,10 @@ class Manifest:
             raise TwinGPTError(
                 f"{data_dir} holds no {MANIFEST_FILE}: make it with `twingpt prepare RAW.txt --out {data_dir}`"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TwinGPTError(f"{path} cannot be read ({error}): run `twingpt prepare` again") from None
+        if not isinstance(raw, dict):
+            raise TwinGPTError(f"{path} is damaged (it holds no object): run `twingpt prepare` again")
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise TwinGPTError(

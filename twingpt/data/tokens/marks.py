@@ -1,6 +1,6 @@
 """The special tokens, by name and number, and which templates there are."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 PAD, UNK, BOS, EOS = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 QUESTION, END_QUESTION = "[QUESTION]", "[/QUESTION]"
@@ -27,3 +27,4 @@ MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 """Every byte is a token, so that any text can be written."""
 
 Template = Literal["qa", "plain"]
+TEMPLATES: tuple[Template, ...] = get_args(Template)

@@ -5,6 +5,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.text.corpus import Documents, Table
+from twingpt.data.text.hold_out import HeldOut
 from twingpt.data.tokens.manifest import Manifest, Split
 from twingpt.data.tokens.marks import SPECIAL_TOKENS
 from twingpt.data.tokens.template import Sample, Segment, sample_segments
@@ -24,6 +26,8 @@ BATCH_SAMPLES = 4096
 _ROWS_AT_A_TIME = 4096
 
 _MARKS = len(SPECIAL_TOKENS)
+# What stood between two parts of a document of plain text.
+_BETWEEN = "\n\n"
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
@@ -73,7 +77,7 @@ class _Writer:
 
 def pack_documents(
     documents: Documents,
-    validation: npt.NDArray[np.bool_],
+    held_out: HeldOut,
     tokenizer: Tokenizer,
     out: Path,
     *,
@@ -83,19 +87,20 @@ def pack_documents(
 ) -> tuple[Manifest, PackReport]:
     """Layout "contiguous": [BOS] document [EOS] after each other, in the order of the text.
 
-    validation: bool [documents]. Raises TwinGPTError if the training part holds no window of block_size + 1 tokens.
+    A stretch that is held out of a document leaves no mark where it stood. Raises TwinGPTError if the training part
+    holds no window of block_size + 1 tokens.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    sizes = documents.sizes()
-    longest = 0
+    sizes, counted = documents.sizes(), _Counted()
     with _Writer(out / "train.bin") as train, _Writer(out / "val.bin") as val:
         for batch in documents.batches(BATCH_BYTES):
-            ids, lengths = tokenizer.encode_flat(documents[batch.start : batch.stop])
-            longest = max(longest, int(lengths.max()) + 2)
-            stream, ends = _with_ends(ids, lengths, tokenizer, dtype)
-            held_out = validation[batch.start : batch.stop]
-            for writer, wanted in ((train, ~held_out), (val, held_out)):
+            pieces = list(_pieces(documents, batch, held_out))
+            ids, lengths = tokenizer.encode_flat([piece.text for piece in pieces])
+            stream, ends = _with_marks(ids, lengths, pieces, tokenizer, dtype)
+            held = np.asarray([piece.held_out for piece in pieces])
+            for writer, wanted in ((train, ~held), (val, held)):
                 writer.write(stream if wanted.all() else stream[np.repeat(wanted, ends)])
+            counted.add(pieces, ends)
             advance(int(sizes[batch.start : batch.stop].sum()))
         written = {"train": train, "val": val}
     if train.written <= block_size:
@@ -103,13 +108,12 @@ def pack_documents(
             f"block_size {block_size} is longer than the data: the training part of {documents.path} has "
             f"{train.written:,} tokens, {block_size + 1:,} are needed: give more text or a smaller --block-size"
         )
-    chosen = {"train": ~validation, "val": validation}
     splits = {
         name: Split(
             file=f"{name}.bin",
             tokens=written[name].written,
-            documents=int(chosen[name].sum()),
-            text_bytes=int(sizes[chosen[name]].sum()),
+            documents=counted.documents[name],
+            text_bytes=counted.bytes[name],
             sha256=written[name].sha256,
         )
         for name in SPLITS
@@ -117,30 +121,91 @@ def pack_documents(
     manifest = _manifest("contiguous", "plain", dtype, tokenizer, block_size, text_sha256, splits)
     tokens = train.written + val.written
     report = PackReport(
-        samples=len(documents),
+        samples=counted.number,
         fitting=1.0,
         truncated=0,
-        longest=longest,
+        longest=counted.longest,
         waste=0.0,
-        bytes_per_token=float(sizes.sum()) / max(1, tokens - 2 * len(documents)),
+        bytes_per_token=sum(counted.bytes.values()) / max(1, tokens - 2 * counted.number),
         counted_share=1.0,
     )
     return manifest, report
 
 
-def _with_ends(
-    ids: npt.NDArray[np.uint32], lengths: npt.NDArray[np.int64], tokenizer: Tokenizer, dtype: str
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a document, or what of it lies on one side of the split. begins, ends: whether the document does."""
+
+    text: str
+    begins: bool
+    ends: bool
+    held_out: bool
+
+
+def _pieces(documents: Documents, batch: range, held_out: HeldOut) -> Iterator[_Piece]:
+    """The text of some parts, with the blank line that stood before a part where its document goes on with it."""
+    begins = documents.begins
+    for part in batch:
+        text = documents[part]
+        first, last = bool(begins[part]), part + 1 == len(documents) or bool(begins[part + 1])
+        offset = 0 if first else len(_BETWEEN)
+        text = text if first else _BETWEEN + text
+        cuts = [0, *(at + offset for held in held_out.within.get(part, ()) for at in held), len(text)]
+        if cuts[1] == offset:
+            cuts[1] = 0  # the blank line goes with what it stands before
+        whole = bool(held_out.parts[part])
+        found = [
+            (start, end, whole != bool(number % 2)) for number, (start, end) in enumerate(pairwise(cuts)) if start < end
+        ]
+        for start, end, held in found:
+            yield _Piece(text[start:end], first and start == 0, last and end == len(text), held)
+
+
+class _Counted:
+    """How many documents were packed, and what of them each side of the split got."""
+
+    def __init__(self) -> None:
+        self.number = self.longest = 0
+        self.documents = dict.fromkeys(SPLITS, 0)
+        self.bytes = dict.fromkeys(SPLITS, 0)
+        self._tokens = 0
+        self._sides: set[Literal["train", "val"]] = set()
+
+    def add(self, pieces: Sequence[_Piece], tokens: npt.NDArray[np.int64]) -> None:
+        """The pieces that come next, and how many tokens, marks included, each became."""
+        for piece, size in zip(pieces, tokens.tolist(), strict=True):
+            side: Literal["train", "val"] = "val" if piece.held_out else "train"
+            self.bytes[side] += len(piece.text.encode())
+            self._tokens += size
+            self._sides.add(side)
+            if piece.ends:
+                for one in self._sides:
+                    self.documents[one] += 1
+                self.number += 1
+                self.longest = max(self.longest, self._tokens)
+                self._tokens = 0
+                self._sides.clear()
+
+
+def _with_marks(
+    ids: npt.NDArray[np.uint32],
+    lengths: npt.NDArray[np.int64],
+    pieces: Sequence[_Piece],
+    tokenizer: Tokenizer,
+    dtype: str,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The stream with [BOS] before and [EOS] after each document, and each document's length in it."""
-    with_ends = lengths + 2
-    stream = np.empty(int(with_ends.sum()), dtype=dtype)
-    last = np.cumsum(with_ends) - 1
+    """The stream with [BOS] before and [EOS] after each document, and the length of each piece in it."""
+    begins = np.asarray([piece.begins for piece in pieces])
+    ends = np.asarray([piece.ends for piece in pieces])
+    with_marks = lengths + begins + ends
+    stream = np.empty(int(with_marks.sum()), dtype=dtype)
+    after = np.cumsum(with_marks)
+    bos, eos = (after - with_marks)[begins], (after - 1)[ends]
     is_text = np.ones(len(stream), dtype=np.bool_)
-    is_text[last] = is_text[last - with_ends + 1] = False
-    stream[last - with_ends + 1] = tokenizer.bos_id
-    stream[last] = tokenizer.eos_id
+    is_text[bos] = is_text[eos] = False
+    stream[bos], stream[eos] = tokenizer.bos_id, tokenizer.eos_id
     stream[is_text] = ids
-    return stream, with_ends
+    return stream, with_marks
 
 
 def _manifest(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from twingpt.core.errors import TwinGPTError
@@ -54,7 +55,7 @@ class Sample:
 
     def to_json(self) -> str:
         """One line, without the line end."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return _ENCODER.encode({name: getattr(self, name) for name in _FIELDS})
 
     @classmethod
     def from_json(cls, line: str) -> "Sample":
@@ -69,6 +70,11 @@ class Sample:
         return sample
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(Sample))
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
+@cache
 def _mark(name: str, counted: bool) -> Segment:
     return Segment(name, mark=True, counted=counted)
 

@@ -106,6 +106,8 @@ class Tokenizer:
     def load(cls, path: Path | str, *, fast: bool = True) -> "Tokenizer":
         """Read a tokenizer.json. Raises TwinGPTError if it is missing, damaged or not one of twingpt's."""
         path = Path(path)
+        if path.exists() and not path.is_file():
+            raise TwinGPTError(f"{path} is no file: name a tokenizer.json")
         try:
             content = path.read_bytes().decode("utf-8")
         except FileNotFoundError:

@@ -1,6 +1,6 @@
 // Talking to the server: the key, errors in one form, and server-sent events.
 
-import { t } from "./i18n.js";
+import { errorText, t } from "./i18n.js";
 
 const KEY = "twingpt.key";
 
@@ -11,12 +11,8 @@ export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-export class ApiError extends Error {
-  constructor(message, status = 0) {
-    super(message);
-    this.status = status;
-  }
-}
+/** Its message is in the page's language. */
+export class ApiError extends Error {}
 
 async function request(path, options = {}) {
   for (;;) {
@@ -36,7 +32,7 @@ async function request(path, options = {}) {
     }
     if (!response.ok) {
       const body = await response.json().catch(() => null);
-      throw new ApiError(body?.error?.message ?? `HTTP ${response.status}`, response.status);
+      throw new ApiError(errorText(body?.error?.code ?? response.status, body?.error?.message));
     }
     return response;
   }
@@ -67,7 +63,7 @@ export async function* events(path, body, signal) {
         const data = event.slice(6);
         if (data === "[DONE]") return;
         const parsed = JSON.parse(data);
-        if (parsed.error) throw new ApiError(parsed.error.message);
+        if (parsed.error) throw new ApiError(errorText(parsed.error.code, parsed.error.message));
         yield parsed;
       }
     }

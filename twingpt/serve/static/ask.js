@@ -1,21 +1,17 @@
 // The conversation: a question goes out, the answer comes in piece by piece, and its numbers are verified or marked.
 
 import { events } from "./api.js";
-import { element } from "./dom.js";
+import { element, readable } from "./dom.js";
 import { grounded } from "./grounded.js";
 import { number, onLanguage, t } from "./i18n.js";
 
-const EXAMPLES = [
-  "여권을 잃어버렸을 때 해야 할 일 정리해줘",
-  "비자 연장은 어떻게 하나요?",
-  "밤에 아이가 열이 나면 어디로 가야 해?",
-  "집을 구할 때 확인할 것을 알려줘",
-];
-const DEFAULTS = { temperature: 0.8, "top-p": 1, "max-tokens": 400 };
+// A small model goes astray at the first unlikely word: it starts out careful.
+const DEFAULTS = { temperature: 0.3, "top-p": 0.9, "max-tokens": 400 };
 
 const $ = (id) => document.getElementById(id);
 let info = null;
 let running = null;
+let tab = "ask";
 
 export function startAsk() {
   $("composer").addEventListener("submit", (event) => {
@@ -28,82 +24,93 @@ export function startAsk() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && running) running.abort();
   });
-  for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", showMode);
+  for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", show);
   for (const id of Object.keys(DEFAULTS)) $(id).addEventListener("input", () => showSetting(id));
-  $("reset").addEventListener("click", () => {
-    for (const [id, value] of Object.entries(DEFAULTS)) $(id).value = value;
-    $("seed").value = "";
-    $("form-choice").checked = false;
-    showSettings();
-  });
+  $("reset").addEventListener("click", reset);
   $("settings").open = matchMedia("(min-width: 960px)").matches;
-  showSettings();
+  reset();
   onLanguage(show);
+}
+
+function reset() {
+  for (const [id, value] of Object.entries(DEFAULTS)) $(id).value = value;
+  $("seed").value = "";
+  $("form-choice").checked = false;
+  show();
+}
+
+/** Whether an answer is under way. */
+export function answering() {
+  return running !== null;
+}
+
+/** name: "ask", answers from the text; or "free", what the model writes. Each keeps a conversation of its own. */
+export function showTab(name) {
+  tab = name;
+  show();
 }
 
 /** What /api/run says; called again whenever it changes. */
 export function describeModel(described) {
   info = described;
-  const limit = $("max-tokens");
-  if (Number(limit.max) !== info.max_tokens) limit.max = info.max_tokens;
+  $("max-tokens").max = info.max_tokens;
   const plain = info.template === "plain";
-  const ask = document.querySelector("input[name=mode][value=ask]");
-  ask.disabled = plain;
-  showLibrary();
-  if (plain && ask.checked) document.querySelector("input[name=mode][value=write]").checked = true;
-  const fill = document.querySelector("input[name=contacts][value=fill]");
-  fill.disabled = !info.contacts;
+  document.querySelector("input[name=mode][value=answer]").disabled = plain;
+  if (plain) document.querySelector("input[name=mode][value=write]").checked = true;
+  document.querySelector("input[name=contacts][value=fill]").disabled = !info.contacts;
   show();
 }
 
-/** A run that has a library answers from its text, and asks about its own titles first. */
-function showLibrary() {
-  const find = document.querySelector("input[name=mode][value=find]");
-  const first = find.disabled && info.library && !$("thread").children.length;
-  find.disabled = !info.library;
-  if (first) find.checked = true;
-  if (!info.library && find.checked) document.querySelector("input[name=mode][value=ask]").checked = true;
-  const examples = info.questions.length ? info.questions : EXAMPLES;
-  if ($("examples").textContent !== examples.join("")) $("examples").replaceChildren(...examples.map(chip));
+/** "find": answer from the text. "answer": as the model answers. "write": as it writes on. */
+function mode() {
+  return tab === "ask" ? "find" : document.querySelector("input[name=mode]:checked").value;
+}
+
+/** Answers from the text need no model. */
+function usable() {
+  return info !== null && (tab === "ask" ? info.library : info.loaded_step !== null);
 }
 
 function show() {
-  showMode();
-  showSettings();
+  const free = tab === "free";
+  for (const name of ["ask", "free"]) $(`thread-${name}`).hidden = name !== tab;
+  $("welcome").hidden = $(`thread-${tab}`).childElementCount > 0;
+  $("welcome-title").textContent = t(`welcome.${tab}`);
+  $("welcome-note").textContent = t(`welcome.${tab}.note`);
+  $("question").placeholder = t(mode() === "write" ? "write.placeholder" : "ask.placeholder");
+  $("document-box").hidden = $("form-field").hidden = mode() === "write";
+  $("modes").hidden = $("aside").hidden = !free;
+  for (const id of Object.keys(DEFAULTS)) showSetting(id);
   if (!info) return;
-  $("welcome-model").textContent = info.loaded_step === null
-    ? t("welcome.none")
-    : t("welcome.model", {
-        layers: info.spec.n_layer,
-        width: info.spec.n_embd,
-        parameters: number(info.parameters),
-        backend: info.backend,
-        device: info.device,
-      });
+  const waits = free && info.loaded_step === null;
+  const hint = waits ? "ask.no_checkpoint" : free && info.template === "plain" ? "mode.plain" : "ask.hint";
+  $("send").disabled = !running && !usable();
+  $("hint").className = hint === "ask.hint" ? "hint enter" : "hint";
+  $("hint").textContent = t(hint);
+  const examples = mode() === "write" || waits ? [] : info.questions;
+  if ($("examples").textContent !== examples.join("")) $("examples").replaceChildren(...examples.map(chip));
   $("contacts-note").textContent = t(info.contacts ? "contacts.store" : "contacts.nostore");
   const facts = {
     "facts.model": info.name,
-    "facts.step": info.loaded_step === null ? "–" : number(info.loaded_step),
-    "facts.context": t("facts.context.value", { n: number(info.spec.block_size) }),
-    "facts.engine": `${info.backend} · ${info.device}`,
+    "facts.size": info.spec && t("facts.size.value", { layers: info.spec.n_layer, width: info.spec.n_embd, parameters: number(info.parameters) }),
+    "facts.context": info.spec && t("facts.context.value", { n: number(info.spec.block_size) }),
+    "facts.step": info.loaded_step === null ? t("facts.step.none") : number(info.loaded_step),
+    "facts.engine": info.backend && `${info.backend} · ${info.device}`,
     "facts.load": t("facts.load.value", info),
   };
-  $("facts").replaceChildren(...Object.entries(facts).map(([key, value]) => fact(t(key), value)));
+  $("facts").replaceChildren(...Object.entries(facts).filter(([, value]) => value).map(([key, value]) => fact(t(key), value)));
 }
 
 function fact(name, value) {
-  const row = document.createElement("div");
+  const row = element("div", "", "between");
   row.append(element("dt", name), element("dd", value));
   return row;
 }
 
 function chip(text) {
   const button = element("button", text, "chip");
-  button.type = "button";
   button.lang = "ko";
-  button.addEventListener("click", () => {
-    ask(text);
-  });
+  button.addEventListener("click", () => ask(text));
   return button;
 }
 
@@ -111,25 +118,6 @@ function ask(text) {
   if (running) return;
   $("question").value = text;
   submit();
-}
-
-function mode() {
-  return document.querySelector("input[name=mode]:checked").value;
-}
-
-function showMode() {
-  const write = mode() === "write";
-  document.body.dataset.mode = mode();
-  $("caution").textContent = t(mode() === "find" ? "welcome.found" : "welcome.caution");
-  $("question").placeholder = t(write ? "write.placeholder" : "ask.placeholder");
-  $("document-box").hidden = write;
-  $("form-field").hidden = write;
-  $("examples").hidden = info?.template === "plain";
-  if (info?.template === "plain") $("announce").textContent = t("mode.plain");
-}
-
-function showSettings() {
-  for (const id of Object.keys(DEFAULTS)) showSetting(id);
 }
 
 function showSetting(id) {
@@ -152,7 +140,7 @@ function grow() {
 
 function submit() {
   const text = $("question").value.trim();
-  if (!text) return;
+  if (!text || !usable()) return;
   const asked = { mode: mode(), text, document: $("document").value.trim() };
   $("question").value = "";
   grow();
@@ -198,7 +186,7 @@ async function answer(asked) {
       }
       if (piece) {
         said.text += piece;
-        entry.text.append(piece);
+        entry.text.append(readable(piece));
       }
       if (choice?.finish_reason) said.finish = choice.finish_reason;
       if (event.twingpt) said.extra = { ...said.extra, ...event.twingpt };
@@ -209,11 +197,12 @@ async function answer(asked) {
     $("announce").textContent = t("answer.done");
   } catch (error) {
     const stopped = error.name === "AbortError";
-    entry.body.append(element("p", stopped ? t("answer.stopped") : error.message, stopped ? "aside" : "error"));
+    entry.body.append(element("p", stopped ? t("answer.stopped") : error.message, stopped ? "aside" : "error aside"));
     $("announce").textContent = stopped ? t("answer.stopped") : error.message;
   }
   running = null;
   document.body.classList.remove("answering");
+  show();
   finish(entry, asked, said, given);
   following();
 }
@@ -221,10 +210,10 @@ async function answer(asked) {
 function newEntry(asked) {
   $("welcome").hidden = true;
   const entry = element("article", "", "entry");
-  const question = element("h2", asked.text, asked.mode === "write" ? "asked opening" : "asked");
-  if (asked.mode !== "write" && asked.document) question.append(element("span", asked.document, "given"));
+  const question = element("h2", asked.text, "asked");
+  if (asked.mode !== "write" && asked.document) question.append(element("p", asked.document, "given soft small"));
   const body = element("div", "", "answer live");
-  if (asked.mode !== "find") body.append(element("p", t("answer.free"), "free"));
+  if (asked.mode !== "find") body.append(element("p", t("answer.free"), "soft small"));
   const text = element("div", asked.mode === "write" ? asked.text : "", "text");
   text.lang = "ko";
   const status = element("p", t("answer.waiting"), "aside waiting");
@@ -232,7 +221,8 @@ function newEntry(asked) {
   body.append(text, status);
   if (asked.mode !== "write") entry.append(question);
   entry.append(body);
-  $("thread").append(entry);
+  $(`thread-${tab}`).append(entry);
+  show();
   entry.scrollIntoView({ block: "start" });
   return { entry, body, text, status };
 }
@@ -246,7 +236,7 @@ function finish(entry, asked, said, given) {
     entry.text.classList.add("grounded");
     entry.text.replaceChildren(...grounded(said.extra, ask));
   } else entry.text.replaceChildren(said.text.slice(0, given), ...marked(said.text.slice(given), spans));
-  const meta = element("div", "", "meta");
+  const meta = element("div", "", "meta soft small");
   const parts = [];
   if (said.tokens) {
     const seconds = (performance.now() - said.started) / 1000;
@@ -258,10 +248,10 @@ function finish(entry, asked, said, given) {
     const good = spans.filter((span) => span.verified).length;
     parts.push(t("contacts.count", { good, bad: spans.length - good }));
   }
-  meta.append(element("span", parts.join(" · ")));
+  if (parts.length) meta.append(element("span", parts.join(" · ")));
   const copy = element("button", t("answer.copy"), "quiet");
   copy.addEventListener("click", async () => {
-    await navigator.clipboard?.writeText(said.text);
+    await navigator.clipboard?.writeText(readable(said.text));
     copy.textContent = t("answer.copied");
   });
   const again = element("button", t("answer.again"), "quiet");
@@ -276,12 +266,12 @@ function marked(text, spans) {
   const nodes = [];
   let at = 0;
   for (const span of [...spans, ...heads(points)].sort((a, b) => a.start - b.start)) {
-    nodes.push(points.slice(at, span.start).join(""));
+    nodes.push(readable(points.slice(at, span.start).join("")));
     const found = points.slice(span.start, span.end).join("");
-    nodes.push(span.head ? element("strong", found, "head") : numberMark(found, span.verified));
+    nodes.push(span.head ? element("strong", found) : numberMark(found, span.verified));
     at = span.end;
   }
-  nodes.push(points.slice(at).join(""));
+  nodes.push(readable(points.slice(at).join("")));
   return nodes;
 }
 

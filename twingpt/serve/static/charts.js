@@ -3,7 +3,12 @@
 import { onLanguage, t } from "./i18n.js";
 
 const SYNC = "steps";
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// A canvas takes no variable, and a variable that depends on light and dark is known only where it is used.
+const probe = document.head.appendChild(document.createElement("span"));
+const colour = (name) => {
+  probe.style.color = `var(${name})`;
+  return getComputedStyle(probe).color;
+};
 const charts = [];
 
 /**
@@ -14,7 +19,7 @@ export class Chart {
   constructor(parent, { title, series, value, scale = 1, log = false, tall = false }) {
     Object.assign(this, { title, series, value, scale, log: false });
     this.card = document.createElement("figure");
-    this.card.className = tall ? "chart tall" : "chart";
+    this.card.className = tall ? "chart card tall" : "chart card";
     this.caption = document.createElement("figcaption");
     this.area = document.createElement("div");
     this.area.className = "plot";
@@ -54,7 +59,7 @@ export class Chart {
     if (!width) return;
     const label = this.series.map((one) => t(one.label));
     const grid = { stroke: () => colour("--line"), width: 1 };
-    const axis = { stroke: () => colour("--soft"), font: `12px ${colour("--font")}`, grid, ticks: { show: false } };
+    const axis = { stroke: () => colour("--soft"), font: `12px ${getComputedStyle(document.body).fontFamily}`, grid, ticks: { show: false } };
     this.plot = new uPlot(
       {
         width,

@@ -1,4 +1,4 @@
-// Making elements.
+// Making elements, and text that can be shown.
 
 export function element(tag, text = "", className = "") {
   const made = document.createElement(tag);
@@ -6,4 +6,9 @@ export function element(tag, text = "", className = "") {
   if (className) made.className = className;
   if (tag === "button") made.type = "button";
   return made;
+}
+
+/** A model writes bytes, and a young one also bytes that are no letter. Those arrive as U+FFFD, which tells a reader nothing. */
+export function readable(text) {
+  return text.replaceAll("\ufffd", "");
 }

@@ -9,11 +9,12 @@ const LINE = /^( *)- (.*?)(?: \[(\d+)\])?$/;
 export function grounded(extra, ask) {
   if (!extra.found) return notFound(extra, ask);
   const opened = sourceList(extra);
-  const nodes = [];
+  const said = element("div");
   for (const [name, lines] of Object.entries(extra.sections)) {
-    nodes.push(element("h3", name, "section"), lines.length ? section(lines, opened) : element("p", t("answer.absent"), "aside"));
+    said.append(element("h3", name, "section"), lines.length ? section(lines, opened) : element("p", t("answer.absent"), "soft"));
   }
-  return [...nodes, element("h3", t("sources.title"), "section"), opened.list];
+  opened.list.prepend(element("h3", t("sources.title"), "section"));
+  return [said, opened.list];
 }
 
 function notFound(extra, ask) {
@@ -35,23 +36,40 @@ function section(lines, opened) {
   let group = list;
   for (const line of lines) {
     const [, indent, text, number] = line.match(LINE) ?? ["", "", "", line, null];
-    const item = element("li", text);
-    if (number) item.append(" ", cite(Number(number), text, opened));
+    const item = element("li");
+    if (number) item.append(...linked(text), "\u00a0", cite(Number(number), text, opened));
     if (!number) {
       // The name of a group of the checklist: what follows, indented, belongs to it.
-      item.className = "group";
       group = element("ul", "", "lines");
-      item.append(group);
+      item.append(element("strong", text), group);
       list.append(item);
     } else (indent ? group : list).append(item);
   }
   return list;
 }
 
+/** A telephone number and an address of the web can be used where they stand. */
+function linked(text) {
+  const found = text.match(/^(.*\b(?:TEL|WEB): )(\S.*)$/);
+  if (!found) return [text];
+  const [, before, rest] = found;
+  const value = rest.match(before.endsWith("TEL: ") ? /^\+?[\d ()-]*\d/ : /^\S+/)?.[0];
+  if (!value) return [text];
+  const link = element("a", value);
+  link.href = before.endsWith("TEL: ") ? `tel:${value.replace(/[^+\d]/g, "")}` : /^https?:/.test(value) ? value : `https://${value}`;
+  link.target = "_blank";
+  link.rel = "noreferrer";
+  return [before, link, rest.slice(value.length)];
+}
+
 function cite(number, sentence, opened) {
   const button = element("button", String(number), "cite");
   button.setAttribute("aria-label", t("sources.open", { n: number }));
-  button.addEventListener("click", () => opened.show(number, sentence));
+  button.ariaPressed = "false";
+  button.addEventListener("click", () => {
+    for (const other of document.querySelectorAll(".cite")) other.ariaPressed = other === button;
+    opened.show(number, sentence);
+  });
   return button;
 }
 
@@ -59,12 +77,12 @@ function sourceList(extra) {
   const list = element("div", "", "sources");
   const places = new Map();
   for (const source of extra.sources) {
-    const box = element("details", "", "source");
+    const box = element("details", "", "source card");
     const title = source.title || source.passage.split("\n")[0];
     const passage = element("blockquote", source.passage);
     passage.lang = "ko";
     const summary = element("summary", `[${source.number}] ${title}`);
-    if (source.file) summary.append(" ", element("span", source.file, "file"));
+    if (source.file) summary.append(" ", element("span", source.file, "file soft"));
     box.append(summary, passage);
     list.append(box);
     places.set(source.number, { box, passage, text: source.passage });
@@ -77,6 +95,8 @@ function sourceList(extra) {
     else passage.replaceChildren(text.slice(0, at), marked, text.slice(at + sentence.length));
     box.open = true;
     (at < 0 ? box : marked).scrollIntoView({ block: "center", behavior: "smooth" });
+    // Whoever came by the keyboard goes on from the source that they opened.
+    box.firstChild.focus({ preventScroll: true });
   };
   return { list, show };
 }

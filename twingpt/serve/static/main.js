@@ -1,13 +1,15 @@
 // The page's frame: views, language, theme, the key, and what the server says of itself.
 
-import { get, onKeyNeeded } from "./api.js";
-import { describeModel, startAsk } from "./ask.js";
+import { get, onKeyNeeded, post } from "./api.js";
+import { answering, describeModel, startAsk, showTab } from "./ask.js";
 import { redrawCharts } from "./charts.js";
 import { currentLanguage, onLanguage, setLanguage, t } from "./i18n.js";
 import { describeRun, startTraining } from "./training.js";
 
-const VIEWS = ["ask", "training"];
+// Two tabs share a panel: asking and free writing differ in what they send, and in what is shown beside it.
+const VIEWS = { ask: "view-write", free: "view-write", training: "view-training" };
 const INFO_SECONDS = 5;
+const RELOAD_SECONDS = 30;
 const $ = (id) => document.getElementById(id);
 
 function stored(name, value) {
@@ -21,29 +23,37 @@ function stored(name, value) {
 }
 
 function showView(view) {
-  for (const name of VIEWS) {
-    $(`view-${name}`).hidden = name !== view;
+  for (const [name, panel] of Object.entries(VIEWS)) {
+    $(panel).hidden = panel !== VIEWS[view];
     const tab = $(`tab-${name}`);
     tab.setAttribute("aria-selected", name === view);
     tab.tabIndex = name === view ? 0 : -1;
   }
+  $(VIEWS[view]).setAttribute("aria-labelledby", `tab-${view}`);
+  $("heading").textContent = $(`tab-${view}`).textContent.trim();
   if (location.hash.slice(1) !== view) history.replaceState(null, "", `#${view}`);
-  if (view === "ask" && matchMedia("(pointer: fine)").matches) $("question").focus();
+  if (view === "training") return;
+  showTab(view);
+  if (matchMedia("(pointer: fine)").matches) $("question").focus({ preventScroll: true });
+}
+
+function currentView() {
+  return Object.keys(VIEWS).find((name) => $(`tab-${name}`).ariaSelected === "true");
 }
 
 function startTabs() {
-  const tabs = VIEWS.map((name) => $(`tab-${name}`));
-  for (const [index, tab] of tabs.entries()) {
-    tab.addEventListener("click", () => showView(VIEWS[index]));
-    tab.addEventListener("keydown", (event) => {
+  for (const name of Object.keys(VIEWS)) {
+    $(`tab-${name}`).addEventListener("click", () => showView(name));
+    $(`tab-${name}`).addEventListener("keydown", (event) => {
       const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!move) return;
-      const next = (index + move + tabs.length) % tabs.length;
-      showView(VIEWS[next]);
-      tabs[next].focus();
+      const shown = Object.keys(VIEWS).filter((one) => !$(`tab-${one}`).hidden);
+      const next = shown.at((shown.indexOf(name) + move) % shown.length);
+      showView(next);
+      $(`tab-${next}`).focus();
     });
   }
-  const fromHash = () => (VIEWS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "ask");
+  const fromHash = () => (location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "ask");
   addEventListener("hashchange", () => showView(fromHash()));
   showView(fromHash());
 }
@@ -52,6 +62,7 @@ function startLanguage() {
   const preferred = navigator.language?.toLowerCase().startsWith("ko") ? "ko" : "en";
   onLanguage(() => {
     $("lang").textContent = t("lang.other");
+    if (currentView()) $("heading").textContent = $(`tab-${currentView()}`).textContent.trim();
     redrawCharts();
   });
   setLanguage(stored("language") ?? preferred);
@@ -95,10 +106,21 @@ function askForKey(wrong) {
   return pendingKey;
 }
 
+let reloadAfter = 0;
+
 async function refresh() {
-  const info = await get("/api/run");
+  let info = await get("/api/run");
+  const newer = info.newest_step !== null && info.newest_step !== info.loaded_step;
+  if (info.follows && newer && !answering() && Date.now() > reloadAfter) {
+    // The page follows a run in training. What fails is tried again later, since a newer checkpoint may be whole.
+    reloadAfter = Date.now() + RELOAD_SECONDS * 1000;
+    await post("/api/reload").then(() => (reloadAfter = 0), (error) => (info.problem = error.message));
+    info = { ...(await get("/api/run")), problem: info.problem };
+  }
   $("run-name").textContent = info.name;
   document.title = `${info.name} · twingpt`;
+  $("tab-ask").hidden = !info.library;
+  if (!info.library && currentView() === "ask") showView("free");
   describeModel(info);
   describeRun(info);
 }
@@ -112,6 +134,6 @@ onKeyNeeded(askForKey);
 startLanguage();
 startTheme();
 startAsk();
-startTraining(refresh);
+startTraining();
 startTabs();
 keepRefreshing();

@@ -1,25 +1,22 @@
 // A run as it trains: its state, curves and the texts it wrote, read from metrics.jsonl as that grows.
 
-import { get, post } from "./api.js";
-import { element } from "./dom.js";
+import { get } from "./api.js";
+import { element, readable } from "./dom.js";
 import { Chart } from "./charts.js";
-import { number, onLanguage, t } from "./i18n.js";
+import { number, onLanguage, significant, t } from "./i18n.js";
 
 const POLL = 2000;
-const QUIET = 60;
 const GIB = 2 ** -30;
 const MARK = /\[\/?(?:BOS|EOS|PAD|UNK|QUESTION|DOC|ANSWER|SUMMARY)\]/g;
 
 const $ = (id) => document.getElementById(id);
 const rows = new Map();
 let place = { file: "", offset: 0 };
-let age = null;
 let info = null;
 let charts = [];
 let shownSample = null;
 
-/** refresh: reads /api/run again. */
-export function startTraining(refresh) {
+export function startTraining() {
   const parent = $("charts");
   charts = [
     new Chart(parent, {
@@ -28,45 +25,32 @@ export function startTraining(refresh) {
       log: true,
       value: (v) => number(v, 3),
       series: [
-        { key: "loss", label: "chart.loss.train", colour: "--pine" },
-        { key: "val_loss", label: "chart.loss.val", colour: "--persimmon", width: 2.25, points: true },
+        { key: "loss", label: "chart.loss.train", colour: "--s1" },
+        { key: "val_loss", label: "chart.loss.val", colour: "--s2", width: 2.25, points: true },
       ],
     }),
     new Chart(parent, {
       title: "chart.rate",
       value: (v) => number(v),
-      series: [{ key: "tokens_per_second", label: "chart.rate", colour: "--pine" }],
+      series: [{ key: "tokens_per_second", label: "chart.rate", colour: "--s1" }],
     }),
     new Chart(parent, {
       title: "chart.lr",
-      value: (v) => v.toExponential(1),
-      series: [{ key: "lr", label: "chart.lr", colour: "--pine" }],
+      value: (v) => significant(v),
+      series: [{ key: "lr", label: "chart.lr", colour: "--s1" }],
     }),
     new Chart(parent, {
       title: "chart.memory",
       value: (v) => number(v, 2),
       scale: GIB,
-      series: [{ key: "memory", label: "chart.memory", colour: "--pine" }],
+      series: [{ key: "memory", label: "chart.memory", colour: "--s1" }],
     }),
     new Chart(parent, {
       title: "chart.norm",
       value: (v) => number(v, 2),
-      series: [{ key: "grad_norm", label: "chart.norm", colour: "--pine" }],
+      series: [{ key: "grad_norm", label: "chart.norm", colour: "--s1" }],
     }),
   ];
-  $("reload").addEventListener("click", async () => {
-    const button = $("reload");
-    button.disabled = true;
-    button.textContent = t("reload.busy");
-    try {
-      await post("/api/reload");
-      await refresh();
-    } catch (error) {
-      $("loaded").textContent = error.message;
-    }
-    button.disabled = false;
-    button.textContent = t("reload.button");
-  });
   onLanguage(show);
   poll();
 }
@@ -96,7 +80,6 @@ async function read() {
     for (const line of chunk.lines) rows.set(line.step, { ...rows.get(line.step), ...line });
     changed ||= chunk.restart || chunk.lines.length > 0;
     place = { file: chunk.file, offset: chunk.offset };
-    age = chunk.age;
     more = chunk.more;
   }
   if (changed) showCurves();
@@ -118,16 +101,9 @@ function showCurves() {
 }
 
 function state(list) {
+  if (info.process) return info.process;
   if (!list.length) return "none";
-  if (info?.train.steps && list.at(-1).step >= info.train.steps) return "finished";
-  const [a, b] = list.filter((row) => Number.isFinite(row.tokens_per_second)).slice(-2);
-  const interval = b ? secondsBetween(a, b) : 0;
-  return age !== null && age < Math.max(QUIET, 4 * interval) ? "running" : "paused";
-}
-
-function secondsBetween(a, b) {
-  const tokens = (b.step - a.step) * info.train.batch_size * info.spec.block_size;
-  return tokens / b.tokens_per_second;
+  return info.train.steps && list.at(-1).step >= info.train.steps ? "finished" : "stopped";
 }
 
 function show() {
@@ -138,43 +114,30 @@ function show() {
   $("run-state").textContent = t(`state.${now}`);
   $("live-dot").hidden = now !== "running";
   $("no-metrics").hidden = list.length > 0;
+  $("no-metrics").textContent = t(now === "running" ? "training.soon" : "training.none");
   const step = list.at(-1)?.step ?? 0;
   const steps = info.train.steps;
-  const done = steps ? Math.min(1, step / steps) : 0;
-  const progress = $("run-progress");
-  progress.hidden = !steps || !list.length;
-  progress.firstElementChild.style.width = `${100 * done}%`;
-  progress.setAttribute("aria-valuenow", Math.round(100 * done));
-  $("run-steps").textContent = steps && list.length ? stepsText(list, step, steps, now) : "";
+  $("run-progress").hidden = !steps;
+  $("run-progress").value = steps ? Math.min(1, step / steps) : 0;
+  $("run-steps").textContent = steps ? t("training.steps", { step: number(step), steps: number(steps) }) : "";
   showLoaded();
-  showStats(list);
+  showStats(list, now);
 }
 
-function stepsText(list, step, steps, now) {
-  const text = t("training.steps", { step: number(step), steps: number(steps) });
-  const rate = last(list, "tokens_per_second");
-  if (now !== "running" || !rate) return text;
-  const seconds = secondsBetween({ step }, { ...rate, step: steps });
-  return `${text} · ${t("training.left", { time: duration(seconds) })}`;
-}
-
+/** h:mm:ss, as the terminal writes it. */
 function duration(seconds) {
-  const format = (value, unit) =>
-    new Intl.NumberFormat(document.documentElement.lang, { style: "unit", unit, unitDisplay: "long" }).format(value);
-  if (seconds < 90) return format(Math.round(seconds), "second");
-  if (seconds < 5400) return format(Math.round(seconds / 60), "minute");
-  return format(Math.round(seconds / 360) / 10, "hour");
+  const all = Math.round(seconds);
+  const two = (value) => String(Math.floor(value) % 60).padStart(2, "0");
+  return `${Math.floor(all / 3600)}:${two(all / 60)}:${two(all)}`;
 }
 
 function showLoaded() {
-  const { loaded_step: loaded, newest_step: newest } = info;
-  const newer = newest !== null && newest !== loaded;
-  const text = loaded === null ? t("reload.none") : t("reload.loaded", { step: number(loaded) });
-  $("loaded").textContent = newer ? `${text} · ${t("reload.newer", { step: number(newest) })}` : text;
-  $("reload").hidden = !newer;
+  const loaded = info.loaded_step;
+  const text = loaded === null ? t("loaded.none") : t("loaded.step", { step: number(loaded) });
+  $("loaded").textContent = info.problem ? `${text} · ${info.problem}` : text;
 }
 
-function showStats(list) {
+function showStats(list, now) {
   const loss = last(list, "loss");
   const val = last(list, "val_loss");
   const memory = last(list, "memory");
@@ -190,16 +153,18 @@ function showStats(list) {
     ],
     ["stat.bits", val && number(val.bits_per_byte, 4), ""],
     ["stat.rate", loss && number(loss.tokens_per_second), ""],
-    ["stat.lr", loss && loss.lr.toExponential(2), ""],
+    ["stat.left", now === "running" && Number.isFinite(loss?.seconds_left) && duration(loss.seconds_left), ""],
+    ["stat.lr", loss && significant(loss.lr), ""],
     ["stat.memory", memory && `${number(memory.memory * GIB, 2)} GiB`, ""],
   ];
   $("stats").replaceChildren(
     ...stats
       .filter(([, value]) => value)
       .map(([key, value, note]) => {
-        const card = element("div");
-        card.append(element("dt", t(key)), element("dd", value));
-        if (note) card.append(element("dd", note, "note"));
+        const card = element("div", "", "card");
+        const shown = element("dd", value);
+        if (note) shown.append(element("small", note));
+        card.append(element("dt", t(key)), shown);
         return card;
       }),
   );
@@ -214,7 +179,7 @@ function showSamples(list) {
   const chosen = samples.find((row) => row.step === shownSample) ?? newest;
   $("sample-steps").replaceChildren(
     ...samples.toReversed().map((row) => {
-      const button = element("button", number(row.step), "step");
+      const button = element("button", number(row.step), "chip");
       button.setAttribute("aria-pressed", row === chosen);
       button.addEventListener("click", () => {
         shownSample = row === newest ? null : row.step;
@@ -225,7 +190,7 @@ function showSamples(list) {
   );
   const article = $("sample");
   article.lang = "ko";
-  article.replaceChildren(...withMarks(chosen.sample.trim()));
+  article.replaceChildren(...withMarks(readable(chosen.sample.trim())));
 }
 
 function withMarks(text) {

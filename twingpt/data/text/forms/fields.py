@@ -55,6 +55,7 @@ def texts(records: Iterable[Record], read_as: ReadAs) -> Iterator[str]:
     sample = list(islice(waiting, SAMPLE))
     chosen = choose_fields(sample)
     read_as.fields += chosen
+    read_as.records = True
     for record in chain(sample, waiting):
         parts = [
             f"{name.rpartition('.')[2]}: {value}" if _word(name) in _CONTACT else value

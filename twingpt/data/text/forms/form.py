@@ -22,11 +22,15 @@ class NotReadError(TwinGPTError):
 
 @dataclass
 class ReadAs:
-    """How one file was read. fields: of a form that has named fields, those whose text was taken, in order."""
+    """How one file was read. fields: of a form that has named fields, those whose text was taken, in order.
+
+    records: whether each piece that is read is a record, which has nothing to do with the next one.
+    """
 
     name: str
     form: str = "text"
     fields: list[str] = field(default_factory=list)
+    records: bool = False
     changes: Changes = field(default_factory=Changes)
 
 
