@@ -16,8 +16,8 @@ Soft = tuple[mx.array, mx.array]
 """What targets are learned as: int32 ids [..., K] and their shares, float32 [..., K], which sum to one."""
 
 LossAndGrads = Callable[..., tuple[mx.array, dict[str, mx.array]]]
-"""(weights, inputs [B, T], targets [B, T], keys of dropout [B, ...] or None, soft targets [B, T, K] or None, parts of the
-batch at one time) -> (summed loss, its gradients)."""
+"""(weights, inputs [B, T], targets [B, T], keys of dropout [B, ...] or None, soft targets [B, T, K] or None, parts of
+the batch at one time) -> (summed loss, its gradients)."""
 
 Each = Callable[[Callable[[str, mx.array], mx.array], dict[str, mx.array]], dict[str, mx.array]]
 """(function of a name and its array, arrays by name) -> what the function makes of each."""
