@@ -20,7 +20,7 @@ from tests.mps_coverage import Gap, cpu_fallbacks, gaps, kernel_table
 from twingpt.backends.torch_mps import model as torch_model
 from twingpt.backends.torch_mps.backend import TorchBackend
 from twingpt.backends.torch_mps.linux_cpu import PLAIN
-from twingpt.checks.parity import perturbed
+from twingpt.checks.parity import perturbed, soft_targets
 from twingpt.core.backend import Backend, EngineConfig, Precision
 from twingpt.core.presets import PRESETS
 from twingpt.core.sampling import Sampling, sample
@@ -139,6 +139,7 @@ def everything(
         engine.read_stats()
         engine.eval_step(inputs[0], targets[0])
         engine.loss_and_grads(inputs[0], targets[0])
+        engine.train_step(inputs, targets, 1e-3, 1, None, soft_targets(spec, targets))
         for explicit_mask in (False, True):
             engine._model.use_explicit_mask(explicit_mask)
             engine.logits(inputs[0])

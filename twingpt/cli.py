@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from twingpt import __version__
-from twingpt.commands import ask, bench, convert, data, generate, go, plan, report, serve, train
+from twingpt.commands import ask, bench, convert, data, distill, generate, go, plan, report, serve, train
 from twingpt.commands.options import AnyBackend, Device, EngineCommand, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command(cls=EngineCommand)(go.go)
 app.command()(data.prepare)
 app.command(cls=EngineCommand)(train.train)
+app.command(cls=EngineCommand)(distill.distill)
 app.command(cls=EngineCommand)(bench.bench)
 app.command(cls=EngineCommand)(bench.tune)
 app.command(cls=EngineCommand)(plan.plan)

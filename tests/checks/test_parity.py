@@ -13,7 +13,7 @@ from twingpt.backends.reference import model as reference_model
 from twingpt.checks import parity
 from twingpt.checks.ladder import Rung
 from twingpt.cli import main
-from twingpt.core.backend import Backend, create_backend
+from twingpt.core.backend import Backend, SoftTargets, create_backend
 from twingpt.core.spec import GPTSpec
 from twingpt.training.session import TrainRequest, open_session
 
@@ -51,7 +51,8 @@ def _climb_every_rung(label: str, spec: GPTSpec) -> None:
     assert [rung for rung in rungs if not rung.passed] == []
     assert {rung.number for rung in rungs} == {1, 2, 3, 4, 5, 6, 8}
     assert sum("Hugging Face" in rung.name for rung in rungs) == (2 if label in EXPRESSIBLE else 0)
-    assert sum("by hand" in rung.name for rung in rungs) == 3
+    assert sum("by hand" in rung.name for rung in rungs) == 5
+    assert {rung.number for rung in rungs if "soft targets" in rung.name} == {3, 4}
 
 
 def test_a_wrong_derivative_that_both_engines_share_is_found_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +61,7 @@ def test_a_wrong_derivative_that_both_engines_share_is_found_by_hand(monkeypatch
     monkeypatch.setattr(reference_model, "sum_of_rows", lambda array: right(array) * np.float32(1.001))
     spec = _small("seed style")
     failed = [rung.name for rung in parity.climb("x", spec, parity.perturbed(spec), "cpu") if not rung.passed]
-    assert failed == ["gradients, by hand"]
+    assert failed == ["gradients, by hand", "gradients, soft targets, by hand"]
 
 
 def test_large_logits_are_held_against_their_size() -> None:
@@ -100,6 +101,22 @@ def test_tanh_for_exact_gelu_is_noticed(rungs_with: Any) -> None:
             block.mlp.activation = "gelu_tanh"
 
     assert rungs_with(tamper) >= {2, 4, 5}
+
+
+def test_the_last_share_left_out_is_noticed(rungs_with: Any) -> None:
+    def tamper(engine: Any) -> None:
+        right = engine.loss_and_grads
+
+        def wrong(inputs: Any, targets: Any, soft: SoftTargets | None = None) -> Any:
+            if soft is not None:
+                shares = soft.shares.copy()
+                shares[..., -1] = 0.0
+                soft = SoftTargets(soft.ids, shares / shares.sum(axis=-1, keepdims=True))
+            return right(inputs, targets, soft)
+
+        engine.loss_and_grads = wrong
+
+    assert rungs_with(tamper) == {3, 4}
 
 
 def test_another_norm_eps_is_noticed(rungs_with: Any) -> None:

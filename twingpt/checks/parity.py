@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from twingpt.checks.ladder import TOLERANCES, Rung, largest, tensor_error, update_rungs
 from twingpt.checks.ladder import key_bias as key_bias
-from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, State, create_backend
+from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, SoftTargets, State, create_backend
 from twingpt.core.engines import compared, engines, framework_installed
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import initial_weights
@@ -25,6 +25,8 @@ from twingpt.weights.checkpoint import load_checkpoint
 
 GREEDY_TOKENS = 64
 LEARNING_RATE = 1e-3
+SOFT_TOKENS = 9
+"""Tokens that have shares of one target."""
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 512,
@@ -114,6 +116,7 @@ def _climb(label: str, spec: GPTSpec, weights: State, device: DeviceChoice, name
         TOLERANCES["gradients"],
     )
     yield from _by_hand(label, spec, weights, inputs, targets, logits, list(losses), list(gradients))
+    yield from _soft_rungs(label, spec, weights, inputs, targets, (one, other))
     yield from _usual_update(label, spec, (one, other), inputs, targets, gradients[0])
     yield _muon_rung(label, spec, weights, device, names, inputs, targets)
 
@@ -142,6 +145,49 @@ def _batch(spec: GPTSpec) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     inputs, targets = tokens[:, :-1], tokens[:, 1:].copy()
     targets[0, -(targets.shape[1] // 4) :] = -1
     return inputs, targets
+
+
+def soft_targets(spec: GPTSpec, targets: NDArray[np.int32]) -> SoftTargets:
+    """Shares of random tokens for every target, which is among them, and twice, as where teachers foretell it too."""
+    generator = np.random.Generator(np.random.PCG64(3))
+    ids = generator.integers(0, spec.vocab_size, (*targets.shape, SOFT_TOKENS), dtype=np.int32)
+    ids[..., :2] = np.maximum(targets, 0)[..., None]
+    drawn = generator.exponential(size=ids.shape)
+    return SoftTargets(ids, (drawn / drawn.sum(axis=-1, keepdims=True)).astype(np.float32))
+
+
+def _soft_rungs(
+    label: str,
+    spec: GPTSpec,
+    weights: State,
+    inputs: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    compared_engines: tuple[Backend, Backend],
+) -> Iterator[Rung]:
+    """Rungs 3 and 4 with soft targets: engine against engine, and both against the pass by hand."""
+    soft = soft_targets(spec, targets)
+    ours = [engine.loss_and_grads(inputs, targets, soft) for engine in compared_engines]
+    for pair, others in (("", ours[1:]), (", by hand", _opinions_by_hand(spec, weights, inputs, targets, soft))):
+        for their_loss, their_gradients in others:
+            # The first engine's difference from itself is none, so that both are held against the others.
+            loss = max(abs(loss - their_loss) for loss, _ in ours)
+            yield Rung(label, 3, f"loss, soft targets{pair}", "nats/token", loss, TOLERANCES["soft loss"])
+            error = max(tensor_error(spec, gradients, their_gradients) for _, gradients in ours)
+            name = f"gradients, soft targets{pair}"
+            yield Rung(label, 4, name, "of the largest", error, TOLERANCES["soft gradients"])
+
+
+def _opinions_by_hand(
+    spec: GPTSpec,
+    weights: State,
+    inputs: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    soft: SoftTargets,
+) -> Iterator[tuple[float, State]]:
+    for name in (engine.name for engine in engines() if engine.by_hand):
+        other = create_backend(name, spec, EngineConfig())
+        other.load_state(weights)
+        yield other.loss_and_grads(inputs, targets, soft)
 
 
 def _key_differences(spec: GPTSpec, *engines: Backend) -> int:

@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,13 +16,14 @@ from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 from twingpt.training.recipe import TrainConfig
 
+if TYPE_CHECKING:
+    from twingpt.training.session import TrainRequest
+
 LEAST = 10.0
 """Seconds: in less nothing is trained."""
 
 
-@with_given(
-    "train",
-    TrainConfig,
+TRAIN_OPTIONS = (
     "steps",
     "epochs",
     "cut",
@@ -46,6 +47,29 @@ LEAST = 10.0
     "save_every",
     "keep_last",
 )
+"""Settings of a training that have options: those that people change from run to run."""
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, in either engine.")]
+StopAt = Annotated[int | None, typer.Option(help="End early, after this many updates in all.", min=1)]
+StopAfter = Annotated[str | None, typer.Option(help="End early, after this long: 90s, 20m, 1h30m.", metavar="TIME")]
+Supervise = Annotated[
+    bool | None,
+    typer.Option(
+        "--supervise/--no-supervise",
+        help="Train in a process of its own, and go on with half the micro-batch if memory ends it.",
+        show_default="on macOS, unless --device is cpu",
+    ),
+]
+MemoryLimit = Annotated[
+    float | None, typer.Option(help="GiB that training may use.", show_default="what the device has", min=0)
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(help="Follow the run in tensorboard, wandb or trackio too; may be given twice.", metavar="NAME"),
+]
+
+
+@with_given("train", TrainConfig, *TRAIN_OPTIONS)
 @with_given("model", GPTSpec, "dropout", "block_size")
 def train(
     *,
@@ -64,9 +88,7 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="TOML file with \\[model] and \\[train] settings.", metavar="FILE")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint, in either engine.")
-    ] = False,
+    resume: Resume = False,
     start_from: Annotated[
         Path | None,
         typer.Option(
@@ -79,10 +101,8 @@ def train(
     moments: Annotated[bool, typer.Option("--moments", help="With --from: begin with its moments too.")] = False,
     train: dict[str, Any],
     model: dict[str, Any],
-    stop_at: Annotated[int | None, typer.Option(help="End early, after this many updates in all.", min=1)] = None,
-    stop_after: Annotated[
-        str | None, typer.Option(help="End early, after this long: 90s, 20m, 1h30m.", metavar="TIME")
-    ] = None,
+    stop_at: StopAt = None,
+    stop_after: StopAfter = None,
     duration: Annotated[
         str | None,
         typer.Option(
@@ -91,9 +111,7 @@ def train(
             metavar="TIME",
         ),
     ] = None,
-    memory_limit: Annotated[
-        float | None, typer.Option(help="GiB that training may use.", show_default="what the device has", min=0)
-    ] = None,
+    memory_limit: MemoryLimit = None,
     probe_memory: Annotated[
         bool | None,
         typer.Option(
@@ -102,14 +120,7 @@ def train(
             show_default="if --micro-batch is 0 and the device not the CPU",
         ),
     ] = None,
-    supervise: Annotated[
-        bool | None,
-        typer.Option(
-            "--supervise/--no-supervise",
-            help="Train in a process of its own, and go on with half the micro-batch if memory ends it.",
-            show_default="on macOS, unless --device is cpu",
-        ),
-    ] = None,
+    supervise: Supervise = None,
     mps_fallback: Annotated[
         bool,
         typer.Option(
@@ -126,15 +137,10 @@ def train(
     rank_timeout: Annotated[
         float, typer.Option(help="Seconds that one of several ranks waits for the others to move.", min=1.0)
     ] = 300.0,
-    log: Annotated[
-        list[str] | None,
-        typer.Option(help="Follow the run in tensorboard, wandb or trackio too; may be given twice.", metavar="NAME"),
-    ] = None,
+    log: Log = None,
     as_json: Json = False,
 ) -> None:
     """Train a model, or go on training one. Ctrl-C saves before it ends."""
-    from rich.console import Console
-
     arguments: list[str] = context.obj
     seconds = None if stop_after is None else seconds_of(stop_after, "--stop-after")
     if duration is not None:
@@ -151,31 +157,12 @@ def train(
     if hosts is not None:
         launch_on(hosts, backend, arguments)
         return
-    from twingpt.core.world import launched_for
-    from twingpt.training.trackers import check_trackers
-
-    console = Console(stderr=as_json)
-    one_of_several = launched_for() is not None
-    check_trackers(log or ())
-    if supervise is None:
-        # Several ranks end together, and their launcher is what starts them again.
-        supervise = sys.platform == "darwin" and device != "cpu" and not one_of_several
-    if supervise:
-        from twingpt.training.restart import supervise as train_in_a_child
-
-        code = train_in_a_child(arguments, out, console)
-        if code == 0:
-            from twingpt.training.foreground import say_next
-
-            say_next(out, console)
-        raise typer.Exit(code)
+    supervise_if_wanted(supervise, device, arguments, out, as_json, log)
     if mps_fallback:
         allow_fallback()
 
-    from twingpt.training.foreground import run_shown
-    from twingpt.training.ranks import leave_at_once, leaving_at_once, restarted
-    from twingpt.training.restart import restart
-    from twingpt.training.session import TrainRequest, open_session
+    from twingpt.training.ranks import restarted
+    from twingpt.training.session import TrainRequest
 
     again = restarted(out)
     request = TrainRequest(
@@ -196,10 +183,60 @@ def train(
         model=model,
         train=train,
     )
+    carry_out(request, arguments, seconds, as_json, log)
+
+
+def supervise_if_wanted(
+    wanted: bool | None, device: str, arguments: list[str], out: Path, as_json: bool, trackers: list[str] | None
+) -> None:
+    """Does the whole command in a child, and ends with it, if that is wanted; None: on macOS, unless on the CPU."""
+    from rich.console import Console
+
+    from twingpt.core.world import launched_for
+    from twingpt.training.trackers import check_trackers
+
+    check_trackers(trackers or ())
+    # Several ranks end together, and their launcher is what starts them again.
+    usual = sys.platform == "darwin" and device != "cpu" and launched_for() is None
+    if not (usual if wanted is None else wanted):
+        return
+    from twingpt.training.restart import supervise
+
+    console = Console(stderr=as_json)
+    code = supervise(arguments, out, console)
+    if code == 0:
+        from twingpt.training.foreground import say_next
+
+        say_next(out, console)
+    raise typer.Exit(code)
+
+
+def carry_out(
+    request: "TrainRequest", arguments: list[str], stop_after: float | None, as_json: bool, trackers: list[str] | None
+) -> None:
+    """Train what is asked for to its end, in front of the user. stop_after: seconds, if there is a limit."""
+    from rich.console import Console
+
+    from twingpt.core.world import launched_for
+    from twingpt.training.foreground import run_shown
+    from twingpt.training.ranks import leave_at_once, leaving_at_once
+    from twingpt.training.restart import restart
+    from twingpt.training.session import open_session
+
+    console, out = Console(stderr=as_json), request.run_dir
+    one_of_several = launched_for() is not None
     with leaving_at_once() if one_of_several else nullcontext():
         session = open_session(request)
         try:
-            run_shown(session, out, stop_at, console, stop_after=seconds, estimate_time=not as_json, trackers=log or ())
+            run_shown(
+                session,
+                out,
+                request.stop_at,
+                console,
+                stop_after=stop_after,
+                estimate_time=not as_json,
+                trackers=trackers or (),
+            )
         except RestartError as error:
             console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
             restart(arguments, out, error.micro_batch)

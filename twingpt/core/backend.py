@@ -3,8 +3,9 @@
 NumPy goes in; NumPy, floats or an opaque handle come out; no device tensor crosses.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,22 @@ State = dict[str, NDArray[Any]]
 `adamw.count` and `muon.count` (int64, shape [])."""
 
 Array = NDArray[Any]
+
+
+class SoftTargets(NamedTuple):
+    """What each target is learned as, where that is not one token alone: shares of several tokens, which sum to one.
+
+    ids: int32 [..., K], the target itself among them; one that stands there twice has both shares. shares: float32
+    [..., K].
+    """
+
+    ids: Array
+    shares: Array
+
+
+def by_micro_batch(soft: SoftTargets | None, count: int) -> Sequence[SoftTargets | None]:
+    """Those of each of `count` micro-batches, from [A, B, T, K]; nothing for each where there are none."""
+    return [None] * count if soft is None else [SoftTargets(*part) for part in zip(*soft, strict=True)]
 
 
 @dataclass(slots=True)
@@ -55,8 +72,19 @@ class Backend(Protocol):
     device: str
     spec: GPTSpec
 
-    def train_step(self, inputs: Array, targets: Array, lr: float, step: int, tokens: int | None = None) -> None:
+    def train_step(
+        self,
+        inputs: Array,
+        targets: Array,
+        lr: float,
+        step: int,
+        tokens: int | None = None,
+        soft: SoftTargets | None = None,
+    ) -> None:
         """One update from int32 [A, B, T]: A micro-batches accumulated. Target -1 is not counted.
+
+        soft: [A, B, T, K], what the counted targets are learned as; None: each as the token that it is. The loss is the
+        cross-entropy with these shares, and `targets` then only says which of them are counted.
 
         The loss is summed over the counted tokens of all micro-batches, and of all ranks, and divided once by `tokens`,
         their number (None: those of `targets`, where there is one rank). Never waits for the device.
@@ -72,8 +100,8 @@ class Backend(Protocol):
     def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
         """(summed loss in nats, counted tokens) of int32 [B, T], without dropout."""
 
-    def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
-        """Mean loss and its unclipped gradients by `model/<name>`, without dropout."""
+    def loss_and_grads(self, inputs: Array, targets: Array, soft: SoftTargets | None = None) -> tuple[float, State]:
+        """Mean loss and its unclipped gradients by `model/<name>`, without dropout. soft: [B, T, K], if any."""
 
     def logits(self, tokens: Array) -> NDArray[np.float32]:
         """int32 [B, T] -> float32 [B, T, V], without dropout."""

@@ -26,6 +26,7 @@ from twingpt.training.probe import probe
 from twingpt.training.ranks import Watchdog, check_agreement, check_launcher, local_batch
 from twingpt.training.recipe import LARGEST_COUNT
 from twingpt.training.restart import RunningMark
+from twingpt.training.soft_targets import TEACHERS, StoredTargets, stored_targets
 from twingpt.training.sources import DataArrays, DataFolder, RunData
 from twingpt.training.starting_point import StartingPoint
 from twingpt.training.trainer import DROPOUT_STREAM, Trainer, check_resumable
@@ -56,6 +57,8 @@ class TrainRequest:
     """A run or checkpoint with whose weights a new run begins."""
     moments: bool = False
     """Begin with its optimizer's moments too."""
+    student: bool = False
+    """A new run is to learn from the soft targets that its folder holds; one that goes on does so by itself."""
     memory_limit: float | None = None
     """GiB that the run may plan with; None: what the device or machine has."""
     probe_memory: bool | None = None
@@ -86,13 +89,15 @@ class Session:
 class Resolved:
     """What a request means, with nothing checked against the machine yet.
 
-    checkpoint: where the run goes on; None for its start. fingerprint: what makes it this run and no other.
-    start: what a new run begins with, where that is not drawn from its seed.
+    checkpoint: where the run goes on; None for its start. soft: what its teachers foretold, if it is a student.
+    fingerprint: what makes it this run and no other. start: what a new run begins with, where that is not drawn from
+    its seed.
     """
 
     config: RunConfig
     data: RunData
     checkpoint: Checkpoint | None
+    soft: StoredTargets | None
     fingerprint: dict[str, str]
     notes: list[str]
     start: StartingPoint | None = None
@@ -154,7 +159,12 @@ def resolve(request: TrainRequest) -> Resolved:
     fingerprint = {**data.fingerprint(), "seed": str(config.train.seed), "order of batches": order}
     fingerprint[DROPOUT_STREAM] = dropout.STREAM
     more += _dropout_notes(config, checkpoint)
-    return Resolved(config, data, checkpoint, fingerprint, notes + more, start)
+    recorded = None if checkpoint is None else checkpoint.progress.fingerprint
+    soft = stored_targets(request.run_dir, fingerprint, recorded, new_student=request.student, resume=request.resume)
+    if soft is not None:
+        fingerprint[TEACHERS] = soft.fingerprint
+        more.append(soft.note)
+    return Resolved(config, data, checkpoint, soft, fingerprint, notes + more, start)
 
 
 def check(request: TrainRequest, resolved: Resolved, world: World, beat: Callable[[], None]) -> Checked:
@@ -203,6 +213,7 @@ def open_run(
         fingerprint=resolved.fingerprint,
         write_sample=resolved.data.sample_writer(backend, config.train) if first else None,
         resume_from=begun or checkpoint,
+        soft=resolved.soft,
         world=world,
         beat=beat,
     )
@@ -285,6 +296,14 @@ def _plan_memory(
     return plan, halved
 
 
+def check_new(run_dir: Path) -> None:
+    """Raises UsageError if the folder holds a run that has been trained."""
+    if steps := CheckpointStore(run_dir).steps():
+        raise UsageError(
+            f"{run_dir} holds a run at step {steps[-1]}: add --resume to go on with it, or choose another --out"
+        )
+
+
 def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str]]:
     store = CheckpointStore(request.run_dir)
     if request.start_from is not None and request.resume:
@@ -292,11 +311,7 @@ def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str
     if request.moments and request.start_from is None:
         raise UsageError("--moments goes with --from: it says what else is taken of that run")
     if not request.resume:
-        if store.steps():
-            raise UsageError(
-                f"{request.run_dir} holds a run at step {store.steps()[-1]}: add --resume to go on with it, "
-                "or choose another --out"
-            )
+        check_new(request.run_dir)
         return None, []
     mark = RunningMark.read(request.run_dir)
     notes = [] if mark is None else [mark.advice]

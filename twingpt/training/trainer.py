@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twingpt.core.backend import Backend
+from twingpt.core.backend import Backend, SoftTargets
 from twingpt.core.errors import NotFiniteError, OutOfMemoryError, RestartError, TwinGPTError
 from twingpt.core.state import initial_state
 from twingpt.core.world import Alone, World
@@ -38,6 +38,7 @@ from twingpt.training.log import (
     StepReport,
 )
 from twingpt.training.ranks import StopVote
+from twingpt.training.soft_targets import StoredTargets
 from twingpt.training.validation import Evaluation, evaluate
 from twingpt.weights.checkpoint import Checkpoint, CheckpointStore, Progress, read_checkpoint
 from twingpt.weights.run_files import record_files
@@ -59,6 +60,7 @@ class Trainer:
     token_bytes: int32 [vocab_size], bytes that each token stands for. write_sample: text of up to so many tokens, for
     an evaluation, or None.
     fingerprint: what a checkpoint must agree with to be resumed, by name.
+    soft: what teachers foretold of the training text, if the run is a student.
     world: the ranks that share each batch; rank 0 alone writes. beat: called whenever the loop has moved.
     """
 
@@ -74,6 +76,7 @@ class Trainer:
         fingerprint: dict[str, str],
         write_sample: Callable[[int], str] | None = None,
         resume_from: Checkpoint | None = None,
+        soft: StoredTargets | None = None,
         world: World | None = None,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
@@ -83,7 +86,7 @@ class Trainer:
         self._config = replace(config.train, micro_batch=config.train.micro_batch or self._local_batch)
         self._spec = config.model
         self._backend = backend
-        self._train, self._val = train, val
+        self._train, self._val, self._soft = train, val, soft
         self._token_bytes = token_bytes
         self._write_sample = write_sample
         self._fingerprint = fingerprint
@@ -251,7 +254,8 @@ class Trainer:
         done, config = self._progress, self._config
         inputs, targets = self._train.batch(done.samples, config.batch_size)
         tokens = int((targets >= 0).sum())
-        while (problem := self._try_update(inputs, targets, lr, tokens)) is not None:
+        soft = self._soft.of(self._train.places(done.samples, config.batch_size), targets) if self._soft else None
+        while (problem := self._try_update(inputs, targets, lr, tokens, soft)) is not None:
             before = self._config.micro_batch
             self._set_micro_batch(self._smaller_micro_batch(problem))
             report = MicroBatchReport(done.step + 1, before, self._config.micro_batch, str(problem))
@@ -265,12 +269,21 @@ class Trainer:
         self._beat()
 
     def _try_update(
-        self, inputs: NDArray[np.int32], targets: NDArray[np.int32], lr: float, tokens: int
+        self,
+        inputs: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        lr: float,
+        tokens: int,
+        soft: SoftTargets | None,
     ) -> OutOfMemoryError | None:
-        shape = (-1, self._config.micro_batch, self._spec.block_size)
-        inputs, targets = (rows[self._world.rank :: self._world.size].reshape(shape) for rows in (inputs, targets))
+        def own(sequences: NDArray[Any]) -> NDArray[Any]:
+            """This rank's, in micro-batches."""
+            shape = (-1, self._config.micro_batch, *sequences.shape[1:])
+            return sequences[self._world.rank :: self._world.size].reshape(shape)
+
+        own_soft = None if soft is None else SoftTargets(*map(own, soft))
         try:
-            self._backend.train_step(inputs, targets, lr, self.step, tokens)
+            self._backend.train_step(own(inputs), own(targets), lr, self.step, tokens, own_soft)
         except OutOfMemoryError as error:
             # Some of its gradients may be with the other ranks already.
             if not error.retry or self._world.size > 1:

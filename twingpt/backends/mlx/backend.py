@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from twingpt.backends.mlx.distributed import GradientSum, is_peer_lost
 from twingpt.backends.mlx.model import GPT, CacheView, Drop, KVCache
-from twingpt.backends.mlx.ops import choose_ops
+from twingpt.backends.mlx.ops import Soft, choose_ops
 from twingpt.backends.mlx.step import Moments, clip_and_update, create_optimizer, eval_loss_sum, loss_sum
 from twingpt.core import dropout
-from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats
+from twingpt.core.backend import Array, BackendName, EngineConfig, SoftTargets, State, StepStats, by_micro_batch
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
 from twingpt.core.errors import OutOfMemoryError, PeerLostError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
@@ -83,13 +83,22 @@ class MLXBackend:
         self._pending: list[tuple[mx.array, int, mx.array, mx.array]] = []
 
     @on_device
-    def train_step(self, inputs: Array, targets: Array, lr: float, step: int, tokens: int | None = None) -> None:
+    def train_step(
+        self,
+        inputs: Array,
+        targets: Array,
+        lr: float,
+        step: int,
+        tokens: int | None = None,
+        soft: SoftTargets | None = None,
+    ) -> None:
         tokens = int((targets >= 0).sum()) if tokens is None else tokens
         weights = self._weights()
         total, grads = mx.array(0.0), None
-        for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+        parts = zip(inputs, targets, by_micro_batch(soft, len(inputs)), strict=True)
+        for micro_batch, (x, y, own) in enumerate(parts):
             keys = self._drop_keys(step, micro_batch * len(x), len(x))
-            loss, new = self._micro_step(weights, _to_mlx(x), _to_mlx(y), keys)
+            loss, new = self._micro_step(weights, _to_mlx(x), _to_mlx(y), keys, _soft_to_mlx(own))
             grads = new if grads is None else {name: grads[name] + new[name] for name in grads}
             total = total + loss
             if len(inputs) > 1:
@@ -137,10 +146,10 @@ class MLXBackend:
         return float(loss), int((targets >= 0).sum())
 
     @on_device
-    def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
+    def loss_and_grads(self, inputs: Array, targets: Array, soft: SoftTargets | None = None) -> tuple[float, State]:
         self._ops.take_all_threads()
         weights = self._weights()
-        loss, grads = self._loss_and_grads(weights, _to_mlx(inputs), _to_mlx(targets), None)
+        loss, grads = self._loss_and_grads(weights, _to_mlx(inputs), _to_mlx(targets), None, _soft_to_mlx(soft))
         self._set_weights(weights)
         tokens = int((targets >= 0).sum())
         return float(loss) / tokens, {MODEL + name: _to_numpy(grads[name] / tokens) for name in self._table}
@@ -261,6 +270,7 @@ class MLXBackend:
         inputs: mx.array,
         targets: mx.array,
         keys: mx.array | None,
+        soft: Soft | None = None,
         parts: int = 1,
     ) -> mx.array:
         """parts: how many of these are computed at one time; the chunk of the loss is for all of them together."""
@@ -269,7 +279,7 @@ class MLXBackend:
         drop = None
         if keys is not None and self._drop_table is not None:
             drop = Drop(self.spec.dropout, self.spec.n_head, self._drop_table, keys)
-        return loss_sum(self._model, inputs, targets, max(1, self.config.loss_chunk // parts), drop)
+        return loss_sum(self._model, inputs, targets, max(1, self.config.loss_chunk // parts), drop, soft)
 
     def _weights(self) -> dict[str, mx.array]:
         flat = dict(tree_flatten(self._model.parameters()))
@@ -297,6 +307,12 @@ def choose_device(choice: str) -> tuple[mx.Device, str]:
 
 def _to_mlx(array: Array) -> mx.array:
     return mx.array(np.ascontiguousarray(array, dtype=np.int32))
+
+
+def _soft_to_mlx(soft: SoftTargets | None) -> Soft | None:
+    if soft is None:
+        return None
+    return _to_mlx(soft.ids), mx.array(np.ascontiguousarray(soft.shares, dtype=np.float32))
 
 
 def _to_numpy(array: mx.array) -> NDArray[Any]:

@@ -12,9 +12,12 @@ from twingpt.backends.mlx import linux_cpu
 
 Item = TypeVar("Item")
 
+Soft = tuple[mx.array, mx.array]
+"""What targets are learned as: int32 ids [..., K] and their shares, float32 [..., K], which sum to one."""
+
 LossAndGrads = Callable[..., tuple[mx.array, dict[str, mx.array]]]
-"""(weights, inputs [B, T], targets [B, T], keys of dropout [B, ...] or None, parts of the batch at one time) ->
-(summed loss, its gradients)."""
+"""(weights, inputs [B, T], targets [B, T], keys of dropout [B, ...] or None, soft targets [B, T, K] or None, parts of
+the batch at one time) -> (summed loss, its gradients)."""
 
 Each = Callable[[Callable[[str, mx.array], mx.array], dict[str, mx.array]], dict[str, mx.array]]
 """(function of a name and its array, arrays by name) -> what the function makes of each."""
@@ -47,15 +50,24 @@ class Ops:
         causal = mx.tri(scores.shape[-1], dtype=mx.bool_)
         return mx.softmax(mx.where(causal, scores, mx.finfo(scores.dtype).min), axis=-1, precise=True)
 
-    def cross_entropy(self, h: mx.array, weight: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def cross_entropy(
+        self, h: mx.array, weight: mx.array, target: mx.array, soft: Soft | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
         """Of hidden states [n, C], the head [V, C] and targets [n, 1]: (summed loss, its gradient by h, by weight).
 
-        In nats, over the targets that are not -1. softmax(logits) - onehot(target) is the gradient by the logits.
+        In nats, over the targets that are not -1. softmax(logits) - onehot(target) is the gradient by the logits, or,
+        with soft targets [n, K], softmax(logits) less the shares of their tokens.
         """
         logits, log_z, index, counted = counted_logits(h, weight, target)
-        losses = log_z - mx.take_along_axis(logits, index, axis=1)
-        onehot = mx.arange(logits.shape[1]) == index
-        g = (mx.where(counted, mx.exp(logits - log_z) - onehot, 0.0)).astype(h.dtype)
+        if soft is None:
+            right = mx.take_along_axis(logits, index, axis=1)
+            wanted = mx.arange(logits.shape[1]) == index
+        else:
+            ids, shares = soft
+            right = (mx.take_along_axis(logits, ids, axis=1) * shares).sum(axis=1, keepdims=True)
+            wanted = mx.zeros_like(logits).at[mx.arange(len(ids))[:, None], ids].add(shares)
+        losses = log_z - right
+        g = (mx.where(counted, mx.exp(logits - log_z) - wanted, 0.0)).astype(h.dtype)
         return mx.where(counted, losses, 0.0).sum(), g @ weight.astype(h.dtype), (g.T @ h).astype(mx.float32)
 
     def micro_step(self, loss_and_grads: LossAndGrads) -> LossAndGrads:

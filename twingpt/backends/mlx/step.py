@@ -10,7 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from twingpt.backends.mlx.model import GPT, Drop
-from twingpt.backends.mlx.ops import Each, Ops, counted_logits
+from twingpt.backends.mlx.ops import Each, Ops, Soft, counted_logits
 from twingpt.core.backend import EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
@@ -22,18 +22,21 @@ Tree = dict[str, mx.array]
 def _chunked_cross_entropy(ops: Ops, chunk: int) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
     """Summed cross-entropy whose logits exist for one chunk of tokens at a time.
 
-    The gradient is made in the forward pass, while a chunk's logits are at hand: softmax(logits) - onehot(target).
-    It rides along as a second and third output, for the vjp to pick up.
+    The gradient is made in the forward pass, while a chunk's logits are at hand: softmax(logits) - onehot(target), or
+    less the shares of the tokens of soft targets [n, K]. It rides along as a second and third output, for the vjp to
+    pick up.
     """
 
     @mx.custom_function
-    def forward(hidden: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def forward(
+        hidden: mx.array, weight: mx.array, targets: mx.array, *soft: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
         loss, grad_weight = mx.array(0.0), mx.zeros(weight.shape)
         grad_hidden: list[mx.array] = []
-        for h, target in _chunks(hidden, targets, chunk):
+        for h, target, *own in _chunks(hidden, targets, chunk, *soft):
             # MLX runs what only the end needs at the end: a chunk's logits would wait for that, with every other's.
             (h,) = mx.depends([h], [loss, grad_weight, *grad_hidden[-1:]])
-            new_loss, g, more = ops.cross_entropy(h, weight, target)
+            new_loss, g, more = ops.cross_entropy(h, weight, target, (own[0], own[1]) if own else None)
             loss, grad_weight = loss + new_loss, grad_weight + more
             grad_hidden.append(g)
         (loss,) = mx.depends([loss], [grad_weight])
@@ -42,23 +45,31 @@ def _chunked_cross_entropy(ops: Ops, chunk: int) -> Callable[..., tuple[mx.array
     @forward.vjp
     def backward(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    ) -> tuple[mx.array, ...]:
         _, grad_hidden, grad_weight = outputs
         grad_loss = cotangents[0]
-        return grad_hidden * grad_loss.astype(grad_hidden.dtype), grad_weight * grad_loss, mx.zeros_like(primals[2])
+        none = [mx.zeros_like(primal) for primal in primals[2:]]
+        return grad_hidden * grad_loss.astype(grad_hidden.dtype), grad_weight * grad_loss, *none
 
     return cast(Callable[..., tuple[mx.array, mx.array, mx.array]], forward)
 
 
-def _chunks(hidden: mx.array, targets: mx.array, chunk: int) -> Iterator[tuple[mx.array, mx.array]]:
+def _chunks(hidden: mx.array, targets: mx.array, chunk: int, *soft: mx.array) -> Iterator[tuple[mx.array, ...]]:
     for start in range(0, hidden.shape[0], chunk):
-        yield hidden[start : start + chunk], targets[start : start + chunk, None]
+        part = slice(start, start + chunk)
+        yield hidden[part], targets[part, None], *(each[part] for each in soft)
 
 
-def loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int, drop: Drop | None = None) -> mx.array:
-    """Summed cross-entropy in nats of int32 [B, T] over the targets that are not -1; differentiable."""
+def loss_sum(
+    model: GPT, inputs: mx.array, targets: mx.array, chunk: int, drop: Drop | None = None, soft: Soft | None = None
+) -> mx.array:
+    """Summed cross-entropy in nats of int32 [B, T] over the targets that are not -1; differentiable.
+
+    soft: [B, T, K], what the targets are learned as.
+    """
     hidden = model(inputs, drop=drop).flatten(0, 1).astype(model.dtype)
-    return _chunked_cross_entropy(model.ops, chunk)(hidden, model.head_weight, targets.flatten())[0]
+    flat_soft = [part.flatten(0, 1) for part in soft or ()]
+    return _chunked_cross_entropy(model.ops, chunk)(hidden, model.head_weight, targets.flatten(), *flat_soft)[0]
 
 
 def eval_loss_sum(model: GPT, inputs: mx.array, targets: mx.array, chunk: int) -> mx.array:

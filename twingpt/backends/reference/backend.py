@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from twingpt.backends.reference.model import GPT, CacheView, Floats, KVCache, Masks, Parameters
 from twingpt.backends.reference.step import Moments, add_gradients, clip_and_update, create_optimizer, loss_sum
 from twingpt.core import dropout
-from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats
+from twingpt.core.backend import Array, BackendName, EngineConfig, SoftTargets, State, StepStats, by_micro_batch
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError, UsageError
 from twingpt.core.memory import first_line, process_memory
@@ -62,10 +62,18 @@ class ReferenceBackend:
         self._stats = StepStats()
 
     @computed
-    def train_step(self, inputs: Array, targets: Array, lr: float, step: int, tokens: int | None = None) -> None:
+    def train_step(
+        self,
+        inputs: Array,
+        targets: Array,
+        lr: float,
+        step: int,
+        tokens: int | None = None,
+        soft: SoftTargets | None = None,
+    ) -> None:
         tokens = int((targets >= 0).sum()) if tokens is None else tokens
         try:
-            loss = self._sum_gradients(inputs, targets, step)
+            loss = self._sum_gradients(inputs, targets, step, soft)
         except MemoryError as error:
             # No weight has moved yet: the same step can be tried again in smaller pieces.
             raise OutOfMemoryError(first_line(error), retry=True) from None
@@ -75,13 +83,14 @@ class ReferenceBackend:
         self._stats.grad_norms.append(norm)
         self._stats.applied.append(applied)
 
-    def _sum_gradients(self, inputs: Array, targets: Array, step: int) -> float:
+    def _sum_gradients(self, inputs: Array, targets: Array, step: int, soft: SoftTargets | None) -> float:
         """Accumulate the gradients of all micro-batches [A, B, T]; returns the summed loss."""
         self._clear_gradients()
         loss = 0.0
-        for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+        parts = zip(inputs, targets, by_micro_batch(soft, len(inputs)), strict=True)
+        for micro_batch, (x, y, own) in enumerate(parts):
             masks = self._masks(step, micro_batch * len(x), len(x))
-            loss += add_gradients(self._model, x, y, self.config.loss_chunk, masks)
+            loss += add_gradients(self._model, x, y, self.config.loss_chunk, masks, own)
         return loss
 
     def _masks(self, step: int, first: int, count: int) -> Masks | None:
@@ -103,9 +112,9 @@ class ReferenceBackend:
         return loss_sum(self._model, inputs, targets, self.config.loss_chunk), int((targets >= 0).sum())
 
     @computed
-    def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
+    def loss_and_grads(self, inputs: Array, targets: Array, soft: SoftTargets | None = None) -> tuple[float, State]:
         self._clear_gradients()
-        loss = add_gradients(self._model, inputs, targets, self.config.loss_chunk)
+        loss = add_gradients(self._model, inputs, targets, self.config.loss_chunk, soft=soft)
         tokens = int((targets >= 0).sum())
         return loss / tokens, {MODEL + name: grad / tokens for name, grad in self._parameters.grads.items()}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twingpt.backends.reference.model import GPT, Floats, Masks, Parameters, Tree
-from twingpt.core.backend import Array, EngineConfig
+from twingpt.core.backend import Array, EngineConfig, SoftTargets
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
 
@@ -21,17 +21,26 @@ def loss_sum(model: GPT, inputs: Array, targets: Array, chunk: int) -> float:
     return sum(cross_entropy(model.logits(rows[i : i + chunk]), flat[i : i + chunk])[0] for i in starts)
 
 
-def add_gradients(model: GPT, inputs: Array, targets: Array, chunk: int, masks: Masks | None = None) -> float:
-    """The same sum, with the gradients of it added to the model's."""
+def add_gradients(
+    model: GPT,
+    inputs: Array,
+    targets: Array,
+    chunk: int,
+    masks: Masks | None = None,
+    soft: SoftTargets | None = None,
+) -> float:
+    """The same sum, with the gradients of it added to the model's. soft: [B, T, K], what the targets are learned as."""
     hidden = model.forward(inputs, masks=masks)
     rows, flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    flat_soft = None if soft is None else [part.reshape(len(flat), -1) for part in soft]
     grad_rows = np.empty_like(rows)
     grad_head = model.parameters.grads[model.head_name]
     loss = 0.0
     # The logits [B * T, V] would be the largest array by far: they exist for one chunk of tokens at a time.
     for start in range(0, len(rows), chunk):
         part = slice(start, start + chunk)
-        more, grad_logits = cross_entropy(model.logits(rows[part]), flat[part])
+        own = None if flat_soft is None else SoftTargets(*(each[part] for each in flat_soft))
+        more, grad_logits = cross_entropy(model.logits(rows[part]), flat[part], own)
         loss += more
         grad_rows[part] = grad_logits @ model.head_weight
         # A tied head is the token embedding, whose gradient then has two sources: both are added to the same array.
@@ -40,21 +49,24 @@ def add_gradients(model: GPT, inputs: Array, targets: Array, chunk: int, masks: 
     return loss
 
 
-def cross_entropy(logits: Floats, targets: Array) -> tuple[float, Floats]:
+def cross_entropy(logits: Floats, targets: Array, soft: SoftTargets | None = None) -> tuple[float, Floats]:
     """(-log softmax(logits)[target] summed over the counted targets, its gradient) of [n, V] and [n].
 
     The gradient is softmax(logits) - onehot(target): what the model foretold less what came (Bishop, Pattern
-    Recognition and Machine Learning, equation 4.109). A target of -1 is not counted and has none.
+    Recognition and Machine Learning, equation 4.109). A target of -1 is not counted and has none. With soft targets
+    [n, K] several tokens have shares of what came, and a token alone is the case in which one of them has it all.
     """
-    counted, tokens = targets >= 0, np.arange(len(targets))
-    target = np.maximum(targets, 0)
+    counted, tokens = targets >= 0, np.arange(len(targets))[:, None]
+    if soft is None:
+        soft = SoftTargets(np.maximum(targets, 0)[:, None], np.ones((len(targets), 1), dtype=np.float32))
     # The largest logit is taken off first, which changes no probability but keeps exp from overflowing.
     shifted = logits - logits.max(axis=1, keepdims=True)
     probabilities = np.exp(shifted)
     z = probabilities.sum(axis=1, keepdims=True)
-    losses = np.log(z[:, 0]) - shifted[tokens, target]
+    losses = np.log(z[:, 0]) - (soft.shares * shifted[tokens, soft.ids]).sum(axis=1)
     probabilities /= z
-    probabilities[tokens, target] -= 1.0
+    # A token may stand among the ids twice, and `-=` would take off one of its shares only.
+    np.subtract.at(probabilities, (tokens, soft.ids), soft.shares)
     probabilities[~counted] = 0.0
     return float(losses[counted].sum(dtype=np.float64)), probabilities
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from twingpt.backends.torch_mps.distributed import GradientSum
 from twingpt.backends.torch_mps.model import GPT, CacheView, Drop, KVCache, causal_flag_leaks, signed_keys
 from twingpt.backends.torch_mps.ops import choose_ops
-from twingpt.backends.torch_mps.step import Optimizer, clip_and_update, loss_sum
+from twingpt.backends.torch_mps.step import Optimizer, Soft, clip_and_update, loss_sum
 from twingpt.core import dropout
-from twingpt.core.backend import Array, BackendName, EngineConfig, State, StepStats
+from twingpt.core.backend import Array, BackendName, EngineConfig, SoftTargets, State, StepStats, by_micro_batch
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
@@ -83,10 +83,18 @@ class TorchBackend:
         self._pending: list[tuple[Tensor, int, Tensor, Tensor]] = []
 
     @memory_reported
-    def train_step(self, inputs: Array, targets: Array, lr: float, step: int, tokens: int | None = None) -> None:
+    def train_step(
+        self,
+        inputs: Array,
+        targets: Array,
+        lr: float,
+        step: int,
+        tokens: int | None = None,
+        soft: SoftTargets | None = None,
+    ) -> None:
         tokens = int((targets >= 0).sum()) if tokens is None else tokens
         try:
-            total = self._sum_gradients(inputs, targets, step)
+            total = self._sum_gradients(inputs, targets, step, soft)
             problem = None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -101,10 +109,11 @@ class TorchBackend:
         norm, applied = clip_and_update(self._optimizer, total, tokens, self.config, lr)
         self._pending.append((total, tokens, norm, applied))
 
-    def _sum_gradients(self, inputs: Array, targets: Array, step: int) -> Tensor:
+    def _sum_gradients(self, inputs: Array, targets: Array, step: int, soft: SoftTargets | None) -> Tensor:
         """Accumulate the gradients of all micro-batches; returns the summed loss."""
         total = torch.zeros((), device=self._device)
-        for micro_batch, (x, y) in enumerate(zip(inputs, targets, strict=True)):
+        parts = zip(inputs, targets, by_micro_batch(soft, len(inputs)), strict=True)
+        for micro_batch, (x, y, own) in enumerate(parts):
             if self._gradient_sum and micro_batch == len(inputs) - 1:
                 self._gradient_sum.arm()
             with self._autocast():
@@ -114,6 +123,7 @@ class TorchBackend:
                     self._to_device(y),
                     self.config.loss_chunk,
                     self._drop(step, micro_batch * len(x), len(x)),
+                    self._soft(own),
                 )
             loss.backward()
             total += loss.detach()
@@ -151,9 +161,15 @@ class TorchBackend:
         return float(loss), int((targets >= 0).sum())
 
     @memory_reported
-    def loss_and_grads(self, inputs: Array, targets: Array) -> tuple[float, State]:
+    def loss_and_grads(self, inputs: Array, targets: Array, soft: SoftTargets | None = None) -> tuple[float, State]:
         with self._autocast():
-            loss = loss_sum(self._model, self._to_device(inputs), self._to_device(targets), self.config.loss_chunk)
+            loss = loss_sum(
+                self._model,
+                self._to_device(inputs),
+                self._to_device(targets),
+                self.config.loss_chunk,
+                soft=self._soft(soft),
+            )
         mean = loss / int((targets >= 0).sum())
         grads = torch.autograd.grad(mean, list(self._parameters.values()))
         return mean.item(), {
@@ -259,6 +275,12 @@ class TorchBackend:
 
     def _to_device(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
+
+    def _soft(self, soft: SoftTargets | None) -> Soft | None:
+        if soft is None:
+            return None
+        shares = np.ascontiguousarray(soft.shares, dtype=np.float32)
+        return self._to_device(soft.ids), torch.from_numpy(shares).to(self._device)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:

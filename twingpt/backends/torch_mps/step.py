@@ -15,15 +15,21 @@ from twingpt.core.backend import EngineConfig
 from twingpt.core.muon import COEFFICIENTS, EPS, STEPS, matrices_by_shape, update_scale
 from twingpt.core.params import Param
 
+Soft = tuple[Tensor, Tensor]
+"""What targets are learned as: int64 ids [..., K] and their shares, float32 [..., K], which sum to one."""
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy whose logits exist for one chunk of tokens at a time.
 
-    The gradient is made in the forward pass, while a chunk's logits are at hand: softmax(logits) - onehot(target).
+    The gradient is made in the forward pass, while a chunk's logits are at hand: softmax(logits) - onehot(target), or
+    less the shares of the tokens of soft targets [n, K].
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, with_grad: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, soft: Soft | None, chunk: int, with_grad: bool
+    ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         loss = torch.zeros((), device=hidden.device)
@@ -36,8 +42,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 target = targets[start : start + chunk, None]
                 counted = target >= 0
                 target = target.clamp(min=0)
+                shares = None
+                if soft is not None:
+                    target, shares = (part[start : start + chunk] for part in soft)
                 logits = F.linear(h, w).float()
                 own = logits.gather(1, target)
+                if shares is not None:
+                    own = (own * shares).sum(dim=1, keepdim=True)
                 # One exponential serves the loss and the gradient.
                 highest = logits.amax(dim=1, keepdim=True)
                 exponentials = logits.sub_(highest).exp_()
@@ -46,7 +57,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_hidden is None:
                     continue
                 grad_logits = exponentials.mul_(counted / z)
-                grad_logits.scatter_add_(1, target, -counted.float())
+                wanted = counted.float() if shares is None else counted * shares
+                grad_logits.scatter_add_(1, target, -wanted)
                 g = grad_logits.to(dtype)
                 grad_hidden[start : start + chunk] = g @ w
                 if grad_weight is None:
@@ -60,20 +72,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         # Held by autograd alone, they can be added to in place.
         grad_hidden, grad_weight = ctx.grads
         del ctx.grads
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None, None
 
 
-def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, chunk: int, drop: Drop | None = None) -> Tensor:
-    """Summed cross-entropy in nats of int64 [B, T] over the targets that are not -1; a float32 scalar."""
+def loss_sum(
+    model: GPT, inputs: Tensor, targets: Tensor, chunk: int, drop: Drop | None = None, soft: Soft | None = None
+) -> Tensor:
+    """Summed cross-entropy in nats of int64 [B, T] over the targets that are not -1; a float32 scalar.
+
+    soft: [B, T, K], what the targets are learned as.
+    """
     hidden = model(inputs, drop=drop)
     # Inside, gradients are off, and a weight says that it wants one also where nobody will ask for it.
     with_grad = torch.is_grad_enabled()
     loss: Tensor = _ChunkedCrossEntropy.apply(
-        hidden.flatten(0, 1), model.head_weight, targets.flatten(), chunk, with_grad
+        hidden.flatten(0, 1),
+        model.head_weight,
+        targets.flatten(),
+        None if soft is None else tuple(part.flatten(0, 1) for part in soft),
+        chunk,
+        with_grad,
     )
     return loss
 

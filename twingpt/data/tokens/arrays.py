@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from twingpt.core.errors import UsageError
 from twingpt.data.tokens.batches import Batch, evenly, taken
 from twingpt.data.tokens.cut import Cut
-from twingpt.data.tokens.windows import CHUNK, FixedWindows, Grid, StreamWindows, Tokens, Windows
+from twingpt.data.tokens.windows import CHUNK, FixedWindows, Grid, Places, StreamWindows, Tokens, Windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,10 @@ class ArrayBatches:
     @property
     def per_epoch(self) -> int:
         return self._grid.count
+
+    def places(self, position: int, count: int) -> Places:
+        """Where the tokens of these windows, and the one that follows each, stand in the array."""
+        return self._run.places(position, count)
 
     def batch(self, position: int, count: int) -> Batch:
         """(inputs, targets) int32 [count, T] of the windows position .. position + count since the run's start."""

@@ -42,6 +42,9 @@ class BatchSource(Protocol):
     def batch(self, position: int, count: int) -> Batch:
         """The windows position .. position + count of the run, by the position alone: so runs can be resumed."""
 
+    def places(self, position: int, count: int) -> Places:
+        """Where the tokens of these windows, and the one that follows each, stand among all tokens."""
+
     def gather(self, windows: list[int]) -> Batch:
         """The windows with these numbers."""
 
@@ -133,6 +136,14 @@ class Batches:
     @property
     def per_epoch(self) -> int:
         return self.windows
+
+    @property
+    def tokens(self) -> Tokens:
+        """All tokens of the file."""
+        return self._tokens
+
+    def places(self, position: int, count: int) -> Places:
+        return self._run.places(position, count)
 
     def batch(self, position: int, count: int) -> Batch:
         """(inputs, targets) int32 [count, T] of windows position .. position + count.

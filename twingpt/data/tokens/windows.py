@@ -167,6 +167,35 @@ class RowWindows:
         return order, exchanged[within], starts, starts + lengths
 
 
+class MostContext:
+    """Fixed windows in which every token of a file is foretold once, where it has the most tokens before it.
+
+    Of a stream they overlap by half: after the first window, only the second half of each is taken, so that a token has
+    half a window before it, or more. rows: rows stand for themselves, and their first tokens are foretold nowhere, as
+    is the first token of a stream.
+    """
+
+    def __init__(self, tokens: int, block_size: int, *, rows: bool) -> None:
+        stride = block_size + 1 if rows else max(1, block_size // 2)
+        self._grid = Grid(tokens, block_size, stride)
+        after_the_first = max(0, tokens - block_size - 1)
+        self.count = tokens // stride if rows else 1 + -(-after_the_first // stride)
+
+    def first(self, window: int) -> int:
+        """The first place in the file that is this window's, and not the one's before it."""
+        grid = self._grid
+        if grid.stride > grid.block_size or window == 0:
+            return min(grid.tokens, window * grid.stride)
+        return min(grid.tokens, (window - 1) * grid.stride + grid.block_size + 1)
+
+    def places(self, windows: range) -> tuple[Places, NDArray[np.bool_]]:
+        """(where the tokens of these windows stand, which of them are theirs to foretell, [windows, block_size])."""
+        places = self._grid.places(np.arange(windows.start, windows.stop))
+        first = np.array([self.first(window) for window in windows])
+        # NOWHERE comes before every place.
+        return places, places[:, 1:] >= first[:, None]
+
+
 def _epochs(position: int, count: int, per_epoch: int) -> list[tuple[int, slice]]:
     """(epoch, which of its windows) of the windows position .. position + count of a run."""
     found = []

@@ -144,3 +144,21 @@ def cross_entropy(h: mx.array, weight: mx.array, target: mx.array) -> tuple[mx.a
     grad_h = (exponentials @ weight) * scale - weight[index] * counted
     grad_weight = (exponentials.T @ (h * scale)).at[index].subtract(h * counted)
     return (losses * counted).sum(), grad_h, grad_weight
+
+
+def soft_cross_entropy(
+    h: mx.array, weight: mx.array, target: mx.array, soft: tuple[mx.array, mx.array]
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The same with soft targets, ids and shares [n, K]: softmax(logits) less the shares of their tokens.
+
+    Here that is an array of its own, since rows of the head for every token of every target would take more room.
+    """
+    logits = h @ weight.T
+    counted, (ids, shares) = (target >= 0).astype(h.dtype), soft
+    right = (mx.take_along_axis(logits, ids, axis=1) * shares).sum(axis=1, keepdims=True)
+    (logits,) = mx.depends([logits], [right])
+    exponentials, largest = shifted_exponentials(logits)
+    sums = row_sums(exponentials)
+    losses = mx.log(sums) + largest - right
+    g = (exponentials * (counted / sums)).at[mx.arange(len(ids))[:, None], ids].subtract(shares * counted)
+    return (losses * counted).sum(), g @ weight, g.T @ h

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from twingpt.backends.mlx.linux_cpu import exponentials
 from twingpt.backends.mlx.linux_cpu.parts import parts_of_this_machine
-from twingpt.backends.mlx.ops import Each, LossAndGrads, Ops
+from twingpt.backends.mlx.ops import Each, LossAndGrads, Ops, Soft
 
 Item = TypeVar("Item")
 
@@ -42,9 +42,13 @@ class LinuxOps(Ops):
         causal = mx.tri(scores.shape[-1], dtype=mx.bool_)
         return exponentials.softmax(scores + mx.where(causal, 0.0, mx.finfo(mx.float32).min / 2))
 
-    def cross_entropy(self, h: mx.array, weight: mx.array, target: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def cross_entropy(
+        self, h: mx.array, weight: mx.array, target: mx.array, soft: Soft | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
         if h.dtype != mx.float32:
-            return super().cross_entropy(h, weight, target)
+            return super().cross_entropy(h, weight, target, soft)
+        if soft is not None:
+            return exponentials.soft_cross_entropy(h, weight, target, soft)
         return exponentials.cross_entropy(h, weight, target)
 
     def micro_step(self, loss_and_grads: LossAndGrads) -> LossAndGrads:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from twingpt.backends.mlx.linux_cpu import blas
-from twingpt.backends.mlx.ops import Each, LossAndGrads
+from twingpt.backends.mlx.ops import Each, LossAndGrads, Soft
 
 Item = TypeVar("Item")
 
@@ -70,19 +70,24 @@ class Parts:
         compute = mx.compile(loss_and_grads)
 
         def run(
-            weights: dict[str, mx.array], inputs: mx.array, targets: mx.array, keys: mx.array | None
+            weights: dict[str, mx.array],
+            inputs: mx.array,
+            targets: mx.array,
+            keys: mx.array | None,
+            soft: Soft | None = None,
         ) -> tuple[mx.array, dict[str, mx.array]]:
             rows, parts = len(inputs), len(self.streams)
             if not 1 < self.threads == parts <= rows:
                 self.take_threads()
-                return compute(weights, inputs, targets, keys)
+                return compute(weights, inputs, targets, keys, soft)
             self.take_threads(1)
             losses, grads = [], []
             for part, stream in enumerate(self.streams):
                 own = slice(part * rows // parts, (part + 1) * rows // parts)
                 with mx.stream(stream):
                     own_keys = None if keys is None else keys[own]
-                    loss, grad = compute(weights, inputs[own], targets[own], own_keys, parts)
+                    own_soft = None if soft is None else (soft[0][own], soft[1][own])
+                    loss, grad = compute(weights, inputs[own], targets[own], own_keys, own_soft, parts)
                 losses.append(loss)
                 grads.append(grad)
             # MLX hands out one part's work to the end before the next one's, unless it is asked for little at a time.
