@@ -12,22 +12,19 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer.main
 
+from tests.pages import DOCS, FENCE, LANGUAGES, READMES, ROOT, blocks, lines
 from twingpt.cli import app
 from twingpt.core.params import parameter_count
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 from twingpt.weights.targets import Target, approximable, family_of, obstacles
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-READMES = (ROOT / "README.md", ROOT / "README.ko.md")
 PAGES = (*READMES, ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
-LANGUAGES = ("en", "ko")
 # A README is what one reads before the first command. The pages have the rest.
 README_LINES = 130
 README_BYTES = 14_000
@@ -35,7 +32,6 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 
 SPAN = re.compile(r"`([^`\n]+)`")
 OPTION = re.compile(r"--[a-z][a-z-]*")
-FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 # What a test has no time for. Each must still be found in the tutorial.
 TUTORIAL_OF_A_TEST = {
@@ -55,30 +51,14 @@ TUTORIAL_OF_A_TEST = {
 TUTORIAL_PORT = "8000"
 
 
-class Block(NamedTuple):
-    """A fenced block: its language, the file that it is to be saved as, if any, and its text."""
-
-    language: str
-    title: str
-    text: str
-
-
 def _named(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def _blocks(page: Path) -> list[Block]:
-    return [Block(*(part or "" for part in match)) for match in FENCE.findall(page.read_text(encoding="utf-8"))]
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
 
 
 def _command_lines(page: Path) -> Iterator[str]:
     """Lines of code, fenced or indented, that run twingpt; without variables before and redirections behind."""
     text = page.read_text(encoding="utf-8")
-    fenced = [line for block in _blocks(page) if block.language == "sh" for line in _lines(block.text)]
+    fenced = [line for block in blocks(page) if block.language == "sh" for line in lines(block.text)]
     indented = [line for line in FENCE.sub("", text).splitlines() if line.startswith("    ")]
     for line in fenced + indented:
         command = re.sub(r"^\s*(?:[A-Z_]+=\S+ )*", "", line)
@@ -267,7 +247,7 @@ def test_both_languages_have_the_same_pages_and_the_same_code() -> None:
     assert english - reference == korean - {Path("reference.md")}
     for path in english - reference:
         code = [
-            [block for block in _blocks(DOCS / language / path) if block.language in ("sh", "toml", "python")]
+            [block for block in blocks(DOCS / language / path) if block.language in ("sh", "toml", "python")]
             for language in LANGUAGES
         ]
         assert code[0] == code[1], path
@@ -304,7 +284,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     port = _free_port()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with ExitStack() as servers:
-        for block in _blocks(DOCS / "en" / "tutorial.md"):
+        for block in blocks(DOCS / "en" / "tutorial.md"):
             text = block.text
             for found, shorter in TUTORIAL_OF_A_TEST.items():
                 if found in text:
@@ -316,14 +296,14 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
             elif block.language == "python":
                 _run([sys.executable, "-c", text], tmp_path, environment)
             else:
-                for line in _lines(text):
+                for line in lines(text):
                     if line.startswith("twingpt serve"):
                         servers.enter_context(_Serving(line, port, tmp_path, environment))
                     else:
                         _run(["sh", "-c", line], tmp_path, environment)
     assert not unused
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-00000006"
-    assert len(_lines((tmp_path / "answers.jsonl").read_text(encoding="utf-8"))) == 2
+    assert len(lines((tmp_path / "answers.jsonl").read_text(encoding="utf-8"))) == 2
     for name in ("answers.txt", "run-hf/config.json", "run-mlx/config.json", "run-gguf/model.gguf", "bench.jsonl"):
         assert (tmp_path / name).stat().st_size > 0, name
     assert "[train]" in (tmp_path / "tuned.toml").read_text(encoding="utf-8")
