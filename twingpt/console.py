@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,11 @@ def fail(error: TwinGPTError) -> NoReturn:
     """One line on stderr, and the exit code that goes with the error."""
     print(f"error: {error}", file=sys.stderr)  # noqa: T201
     raise SystemExit(error.exit_code)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:30:00."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def print_json(value: Any) -> None:

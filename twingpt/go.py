@@ -1,75 +1,53 @@
 """`twingpt go`: the whole way in one command, from a text to a model, in the time that there is."""
 
 import json
+import math
 import shlex
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-import tomli_w
 from rich.console import Console
 
+from twingpt import timed
+from twingpt.console import duration
 from twingpt.core.backend import BackendName, DeviceChoice
-from twingpt.core.engines import find_engine, how_to_install, installed_backends
+from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.params import parameter_count
 from twingpt.data.prepare.pipeline import PrepareSettings, Watcher, prepare
 from twingpt.data.prepare.stages import Report
 from twingpt.data.text import inputs, reading
 from twingpt.data.text.changes import Changes
-from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.marks import Template
-from twingpt.measure.sizing import PRESET, Plan, affordable, plan_training
-from twingpt.training.config import CONFIG_FILE, RunConfig
+from twingpt.timed import TimedTraining, seconds_per_step
+from twingpt.training.config import RunConfig
 from twingpt.training.log import read_metrics
 from twingpt.training.record import read_sessions
-from twingpt.training.restart import train_supervised
-from twingpt.weights.checkpoint import CheckpointStore
 from twingpt.weights.format import write_whole
 
 STATE_FILE = "go.json"
-RECIPE_FILE = "recipe.toml"
 
 LEAST_SHARE = 0.5
 """Of the time, for the training, where preparing took longer than the time was meant for."""
-START = 6.0
-"""Seconds that a training process needs before its first update, until one was seen."""
 KOREAN = 0.1
 """Of the letters, from which on a text is taken for Korean; its beginning, of LOOKED_AT letters, counts."""
 LOOKED_AT = 100_000
-HIGH_SHARE = 0.7
-"""Of the time, at the full learning rate. It falls over the rest, which is planned by the speed seen until then: what
-other programs do to this machine meanwhile is the error of that last part alone.
-"""
-FALL = 0.1
-"""Of the updates at the full rate, those for its fall at the least."""
-WORTH_TWO = 120.0
-"""Seconds of training below which a second process would cost more than it corrects."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
     """OUT/go.json: what a second call must know to go on.
 
-    text: fingerprint of the raw files. seconds: for the whole way. training: of them for the training, None until that
-    is planned. turn: step at which the rest is planned anew by the speed seen, if
-    the time for it is not over before; None once it is. most: steps that the text is good for. step_seconds: of an
-    update, as planned or seen.
+    text: fingerprint of the raw files. seconds: for the whole way.
     """
 
     text: str
     seconds: float
-    training: float | None = None
-    backend: BackendName = ""
-    steps: int = 0
-    most: int = 0
-    turn: int | None = None
-    step_seconds: float = 0.0
 
     @classmethod
     def load(cls, out: Path) -> Self | None:
@@ -109,11 +87,6 @@ class Journey:
     def run(self) -> Path:
         return self.out / "run"
 
-    @property
-    def step(self) -> int:
-        """Updates saved."""
-        return max(CheckpointStore(self.run).steps(), default=0)
-
     def say(self, line: str, style: str = "") -> None:
         self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
@@ -145,11 +118,16 @@ def go(journey: Journey, seconds: float) -> None:
         state = State(text=_fingerprint(journey.raw), seconds=seconds)
         state.save(journey.out)
     elif state.seconds != seconds:
-        journey.say(f"note: {journey.out} was begun with --time {_seconds(state.seconds)}, which counts")
+        journey.say(f"note: {journey.out} was begun with --time {duration(state.seconds)}, which counts")
     report = _prepare(journey)
-    if state.training is None:
-        state = _plan(journey, state, report, state.seconds - (time.monotonic() - started))
-    _train(journey, state)
+    training = _timed(journey)
+    planned = timed.State.load(journey.out)
+    if planned is None:
+        journey.console.rule("2. choose a model", align="left")
+        whole = state.seconds
+        planned = training.plan(lambda: max(whole - (time.monotonic() - started), LEAST_SHARE * whole))
+    journey.console.rule("3. train", align="left")
+    training.train(planned)
     _tell(journey, report)
 
 
@@ -169,7 +147,7 @@ def _prepare(journey: Journey) -> Report:
     kept = ", kept from before" if all(prepared.reused.values()) else ""
     journey.say(
         f"{_documents(report['clean']['documents'])}, {report['library']['passages']:,} passages, "
-        f"{report['pack']['train_tokens']:,} tokens to train on ({_seconds(time.monotonic() - started)}{kept})"
+        f"{report['pack']['train_tokens']:,} tokens to train on ({duration(time.monotonic() - started)}{kept})"
     )
     journey.say(f'from now on: twingpt ask {shlex.quote(str(journey.data))} "..."')
     return report
@@ -190,115 +168,15 @@ def _template(journey: Journey) -> Template:
     return "plain"
 
 
-def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
-    journey.console.rule("2. choose a model", align="left")
-    backends = [journey.backend] if journey.backend else installed_backends()
-    if not backends:
-        raise TwinGPTError(f"no engine is installed: {how_to_install()}")
-    started = time.monotonic()
-    manifest = Manifest.load(journey.data)
-    text_tokens = round(report["clean"]["cleaned_bytes"] / report["pack"]["bytes_per_token"])
-    least = LEAST_SHARE * state.seconds
-
-    def training_time() -> float:
-        return max(left - (time.monotonic() - started), least)
-
-    with journey.console.status("timing some updates"):
-        plan = plan_training(
-            text_tokens=text_tokens,
-            vocab_size=manifest.vocab_size,
-            block_size=manifest.block_size,
-            seconds=training_time() - START,
-            backends=backends,
-            device=journey.device,
-            say=journey.say,
-        )
-    training = training_time()
-    two = training >= WORTH_TWO and plan.steps * plan.step_seconds > training / 2
-    # The trials took time of the training's.
-    steps = min(plan.steps, affordable(training - START * (2 if two else 1), plan.step_seconds))
-    plan = replace(plan, rounds=plan.rounds * steps / plan.steps, steps=steps)
-    _write_recipe(journey, plan)
-    journey.say(_plan_line(plan, manifest))
-    state = replace(
-        state,
-        training=training,
-        backend=plan.backend,
-        steps=steps,
-        most=plan.most,
-        turn=round(HIGH_SHARE * steps) if two else None,
-        step_seconds=plan.step_seconds,
+def _timed(journey: Journey) -> TimedTraining:
+    return TimedTraining(
+        folder=journey.out,
+        run=journey.run,
+        data=journey.data,
+        backend=journey.backend,
+        device=journey.device,
+        console=journey.console,
     )
-    state.save(journey.out)
-    return state
-
-
-def _plan_line(plan: Plan, manifest: Manifest) -> str:
-    shape = f"{plan.model['n_layer']} layers x {plan.model['n_embd']}"
-    line = (
-        f"{plan.parameters:,} parameters ({shape}), {plan.steps:,} updates of {plan.train['batch_size']} x "
-        f"{manifest.block_size} tokens, {plan.rounds:.1f} rounds of the text, about "
-        f"{_seconds(plan.steps * plan.step_seconds)}"
-    )
-    return line if plan.short_of == "time" else f"{line}: after more it would know this text by heart"
-
-
-def _write_recipe(journey: Journey, plan: Plan) -> None:
-    train = {**plan.train, "steps": plan.steps, "decay_fraction": 1 - HIGH_SHARE}
-    try:
-        write_whole(journey.out / RECIPE_FILE, tomli_w.dumps({"model": plan.model, "train": train}).encode())
-    except OSError as error:
-        raise TwinGPTError(f"{journey.out / RECIPE_FILE} cannot be written: {error.strerror}") from None
-
-
-def _train(journey: Journey, state: State) -> None:
-    journey.console.rule("3. train", align="left")
-    if state.turn is None and journey.step >= state.steps:
-        journey.say(f"done before: step {state.steps:,}")
-        return
-    began_at, started = journey.step, time.monotonic()
-    if state.turn is not None:
-        if journey.step < state.turn:
-            left = HIGH_SHARE * (state.training or 0.0) - began_at * state.step_seconds - START
-            _train_to(journey, state, ["--stop-at", str(state.turn), "--stop-after", f"{max(left, START):.0f}s"])
-        state = _replan(journey, state, began_at, time.monotonic() - started)
-    _train_to(journey, state, [])
-
-
-def _replan(journey: Journey, state: State, began_at: int, elapsed: float) -> State:
-    """The learning rate has not begun to fall yet, so that the number of steps can still be what the speed allows."""
-    assert state.training is not None
-    step, seen = journey.step, seconds_per_step(journey.run)
-    a_step = seen or state.step_seconds
-    start = min(max(elapsed - (step - began_at) * a_step, 0.0), 10 * START) if step > began_at else START
-    left = state.training - elapsed - began_at * a_step - start
-    # Even where no time is left, the learning rate must come down, or all that was learned at its height is noisy.
-    steps = step + max(affordable(left, a_step), round(FALL * step))
-    steps = min(steps, state.most)
-    state = replace(state, steps=steps, turn=None, step_seconds=a_step)
-    state.save(journey.out)
-    return state
-
-
-def seconds_per_step(run: Path) -> float | None:
-    """Seconds of an update, evaluations and saves left out, over all that a run has told; None if it told nothing."""
-    told = [line for line in read_metrics(run) if line.get("tokens_per_second")]
-    # Each line is of as many updates as the next but the first, which compiles.
-    told = [line for line in told if line["step"] > 1]
-    if not told:
-        return None
-    config = RunConfig.load(run)
-    a_token = sum(1 / float(line["tokens_per_second"]) for line in told) / len(told)
-    return config.train.batch_size * config.model.block_size * a_token
-
-
-def _train_to(journey: Journey, state: State, options: list[str]) -> None:
-    chosen = ["--backend", journey.backend or state.backend, "--device", journey.device, *options]
-    if (journey.run / CONFIG_FILE).is_file():
-        given = ["--resume", "--steps", str(state.steps)]
-    else:
-        given = ["--data", str(journey.data), "--preset", PRESET, "--config", str(journey.out / RECIPE_FILE)]
-    train_supervised([*given, *chosen], journey.run, journey.console)
 
 
 def _tell(journey: Journey, report: Report) -> None:
@@ -313,23 +191,30 @@ def summary(run: Path, report: Report) -> dict[str, str]:
     config, lines = RunConfig.load(run), read_metrics(run)
     spec, clean = config.model, report["clean"]
     evaluations = [line for line in lines if "bits_per_byte" in line]
-    last, best = evaluations[-1], min(evaluations, key=lambda line: float(line["val_loss"]))
-    loss = f"{last['bits_per_byte']:.3f} bits per byte on {_judged(report)}"
+    last, best = evaluations[-1], min(evaluations, key=_bits)
+    loss = f"{_bits(last):.3f} bits per byte on {_judged(report)}"
     if best["step"] != last["step"]:
-        loss += f" (best: {best['bits_per_byte']:.3f} at step {best['step']:,}, which is {run / 'best'})"
+        loss += f" (best: {_bits(best):.3f} at step {best['step']:,}, which is {run / 'best'})"
     engines = dict.fromkeys(find_engine(each.backend).title for each in read_sessions(run))
     took = config.train.steps * (seconds_per_step(run) or 0.0)
     return {
         "text": f"{_size(clean['cleaned_bytes'])}, {_documents(clean['documents'])}",
         "model": f"{parameter_count(spec):,} parameters ({spec.n_layer} layers x {spec.n_embd}), "
-        f"{config.train.steps:,} updates in {_seconds(took)} with {' and '.join(engines)}",
+        f"{config.train.steps:,} updates in {duration(took)} with {' and '.join(engines)}",
         "loss": loss,
         "library": f"{report['library']['passages']:,} passages to answer from",
     }
 
 
+def _bits(line: dict[str, Any]) -> float:
+    """A byte, of the weights or of their average, whichever is better."""
+    return min(float(line["bits_per_byte"]), float(line.get("average_bits_per_byte", math.inf)))
+
+
 def _judged(report: Report) -> str:
     held_out: int = report["pack"]["val_documents"]
+    if held_out == report["clean"]["documents"] == 1:
+        return "a part of the text that it was not trained on"
     if held_out:
         return f"{_documents(held_out)} that it was not trained on"
     return "its own training text, as there was too little to hold any out"
@@ -341,7 +226,3 @@ def _documents(number: int) -> str:
 
 def _size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
-
-
-def _seconds(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

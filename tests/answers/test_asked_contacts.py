@@ -82,6 +82,16 @@ def test_a_number_beside_the_name_is_not_the_names(tmp_path: Path) -> None:
         assert "0134" in ask_library(library, "번역 도우미 전화번호").sections["요약"][0]
 
 
+def test_plain_text_keeps_its_contacts_as_written_and_ask_knows_them(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.txt"
+    raw.write_text("마닐라 메모\n\n동네 치과 전화 (02)8555-0134 예약 필수\n\n우산은 현관에 둡니다.\n", encoding="utf-8")
+    prepare([str(raw)], tmp_path / "data", PrepareSettings(template="plain"), stages=["clean", "library"])
+    with Library(tmp_path / "data" / "library.sqlite") as library:
+        answer = ask_library(library, "동네 치과 전화번호 알려줘")
+    assert answer.sections["요약"] == ["- 동네 치과 전화 (02)8555-0134 예약 필수 [1]"]
+    assert "+63 2 8555 0134" in answer.sections["연락처"][0]
+
+
 def test_a_contact_under_no_name_is_that_of_what_is_said(tmp_path: Path) -> None:
     text = "에어컨 청소\n에어컨 청소는 봄에 맡기세요.\n문의 TEL: +63 917 555 0134"
     with small(tmp_path, text, "여권\n여권은 두 곳에 둡니다.") as library:

@@ -104,6 +104,12 @@ def test_epochs_become_steps_and_go_on_as_such(plain_data: Path, tmp_path: Path)
     assert train.steps == round(2 * an_epoch) and train.eval_every == round(an_epoch / 2)
     with pytest.raises(UsageError, match="--steps and --epochs say the same thing"):
         resolve(request(tmp_path / "run", plain_data, epochs=2.0, steps=3))
+    # tau = 1 / (lr x decay x updates an epoch), whatever the batch.
+    for batch_size in (1, 2):
+        decays = resolve(request(tmp_path / "run", plain_data, decay_epochs=3.0, batch_size=batch_size)).config.train
+        assert 1 / (decays.learning_rate * decays.weight_decay * an_epoch * 4 / batch_size) == pytest.approx(3.0)
+    with pytest.raises(UsageError, match="--weight-decay and --decay-epochs"):
+        resolve(request(tmp_path / "run", plain_data, decay_epochs=3.0, weight_decay=0.1))
     # Steps that are given undo the epochs that a file names.
     (tmp_path / "named.toml").write_text("[train]\nepochs = 5.0\n")
     named = dataclasses.replace(request(tmp_path / "run", plain_data, steps=3), config_file=tmp_path / "named.toml")

@@ -88,7 +88,12 @@ def _contact_answer(library: Library, question: str, named: Sequence[tuple[Found
 
 def _line_of(contact: FoundContact, passage: Passage) -> str:
     """The line of a passage in which a contact stands."""
-    return next((line.strip() for line in passage.text.split("\n") if contact.value in line), "")
+    lines = [line.strip() for line in passage.text.split("\n")]
+    # Plain text has them as they were written.
+    return next(
+        (line for line in lines if contact.value in line),
+        next((line for line in lines if contact.value in standardise(line)[0]), ""),
+    )
 
 
 def ask_document(text: str, question: str) -> Answer:

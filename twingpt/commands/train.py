@@ -10,16 +10,22 @@ import typer
 
 from twingpt.commands.options import Device, Json, TrainingBackend, seconds_of, with_given
 from twingpt.console import print_json
-from twingpt.core.errors import RestartError
+from twingpt.core.engine_settings import DeviceChoice
+from twingpt.core.errors import RestartError, UsageError
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 from twingpt.training.recipe import TrainConfig
+
+LEAST = 10.0
+"""Seconds: in less nothing is trained."""
 
 
 @with_given(
     "train",
     TrainConfig,
     "steps",
+    "epochs",
+    "cut",
     "batch_size",
     "micro_batch",
     "activation_checkpointing",
@@ -29,11 +35,14 @@ from twingpt.training.recipe import TrainConfig
     "schedule",
     "warmup_steps",
     "weight_decay",
+    "decay_epochs",
     "grad_clip",
     "precision",
     "seed",
     "log_every",
     "eval_every",
+    "eval_epochs",
+    "average",
     "save_every",
     "keep_last",
 )
@@ -73,6 +82,14 @@ def train(
     stop_at: Annotated[int | None, typer.Option(help="End early, after this many updates in all.", min=1)] = None,
     stop_after: Annotated[
         str | None, typer.Option(help="End early, after this long: 90s, 20m, 1h30m.", metavar="TIME")
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            help="Choose model, updates and what keeps it from learning by heart for this long: 20m, 8h.",
+            metavar="TIME",
+        ),
     ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(help="GiB that training may use.", show_default="what the device has", min=0)
@@ -120,6 +137,17 @@ def train(
 
     arguments: list[str] = context.obj
     seconds = None if stop_after is None else seconds_of(stop_after, "--stop-after")
+    if duration is not None:
+        given = {"model": model, "train": train, "preset": preset, "config_file": config}
+        refused = {"--hosts": hosts, "--resume": resume, "--from": start_from, "--stop-at": stop_at}
+        chosen = backend if any(word.startswith("--backend") for word in arguments) else None
+        handed_on = [*(["--memory-limit", str(memory_limit)] if memory_limit is not None else [])]
+        handed_on += [] if probe_memory is None else ["--probe-memory" if probe_memory else "--no-probe-memory"]
+        handed_on += ["--mps-fallback"] if mps_fallback else []
+        handed_on += [word for name in log or () for word in ("--log", name)]
+        limit = seconds_of(duration, "--time", LEAST)
+        train_within(limit, out, data, chosen, device, given=given, refused=refused, options=handed_on)
+        return
     if hosts is not None:
         launch_on(hosts, backend, arguments)
         return
@@ -181,6 +209,54 @@ def train(
         print_json({"run": out, "step": session.trainer.step, "metrics": read_metrics(out)[-2:]})
     if one_of_several:
         leave_at_once(0)
+
+
+def train_within(
+    seconds: float,
+    out: Path,
+    data: Path | None,
+    backend: str | None,
+    device: DeviceChoice,
+    *,
+    given: dict[str, Any],
+    refused: dict[str, Any],
+    options: list[str],
+) -> None:
+    """Plan and train a run that ends in time, from wherever an earlier call was interrupted.
+
+    backend: None for the fastest one here. given: what the user has decided. refused: options with which --time says
+    nothing. options: of every process that trains.
+    """
+    import time
+
+    from rich.console import Console
+
+    from twingpt.measure.sizing import PRESET, Given
+    from twingpt.timed import State, TimedTraining
+
+    for option, value in refused.items():
+        if value:
+            raise UsageError(f"{option} and --time do not go together: --time plans a run of its own from its start")
+    if given["train"].get("steps") or given["train"].get("epochs"):
+        raise UsageError("--time finds out how many steps there is time for: leave out --steps and --epochs")
+    if data is None:
+        raise UsageError("--data is missing: the folder that `twingpt prepare` wrote")
+    started = time.monotonic()
+    settings = Given(**{**given, "preset": given["preset"] or PRESET})
+    training = TimedTraining(
+        folder=out,
+        run=out,
+        data=data,
+        backend=backend,
+        device=device,
+        console=Console(),
+        given=settings,
+        options=options,
+    )
+    state = State.load(out)
+    if state is None:
+        state = training.plan(lambda: seconds - (time.monotonic() - started))
+    training.train(state)
 
 
 def launch_on(hosts: str, backend: str, arguments: list[str]) -> None:

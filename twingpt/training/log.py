@@ -76,10 +76,15 @@ class EvalReport:
             "val_loss": self.evaluation.loss,
             "perplexity": self.evaluation.perplexity,
             "bits_per_byte": self.evaluation.bits_per_byte,
-            **({} if self.average is None else {"average_val_loss": self.average.loss}),
+            **self._of_average(),
             "sample": self.sample,
             **({} if self.problem is None else {"sample_problem": self.problem}),
         }
+
+    def _of_average(self) -> dict[str, float]:
+        if self.average is None:
+            return {}
+        return {"average_val_loss": self.average.loss, "average_bits_per_byte": self.average.bits_per_byte}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from twingpt.data.tokens.cut import Cut
 LARGEST_COUNT = 10**12
 """Of steps: more than anybody trains, and few enough that every figure made from them is one."""
 LARGEST_EPOCHS = 10.0**6
+LEAST_DECAY_UPDATES = 100
+"""Of a small text an epoch is a few updates, in which no weight can be forgotten and learned again."""
 LARGEST_BATCH = 2**20
 """Sequences: of a batch of which the windows alone would fill a machine."""
 
@@ -27,6 +29,12 @@ class TrainConfig(EngineSettings):
     steps: int = setting(20_000, "Updates in all; defines the schedule.", least=1, most=LARGEST_COUNT)
     epochs: float = setting(
         0.0, "Passes over the text, in place of --steps. 0: as many as --steps makes.", least=0, most=LARGEST_EPOCHS
+    )
+    decay_epochs: float = setting(
+        0.0,
+        "Epochs in which weight decay pulls a weight down by 1 / e, in place of --weight-decay. 0: as that says.",
+        least=0,
+        most=LARGEST_EPOCHS,
     )
     cut: Cut = setting("anew", "What each epoch has anew: documents and window borders (anew), or their order (fixed).")
     batch_size: int = setting(16, "Sequences an update.", least=1, most=LARGEST_BATCH)
@@ -81,11 +89,20 @@ class TrainConfig(EngineSettings):
         )
 
     def in_steps(self, windows: int) -> Self:
-        """These settings with `steps` and `eval_every` as the epochs say, of so many windows each."""
+        """These settings with `steps`, `eval_every` and `weight_decay` as the epochs say, of so many windows each.
+
+        Decay pulls a weight towards 0 with a time of tau = B / (lr x decay x D) epochs, of B tokens an update and D
+        tokens of text (Wang and Aitchison, arXiv 2405.13698; Bergsma and others, arXiv 2505.13738): what is good for
+        one batch and one text is good for others with the same tau.
+        """
         an_epoch = windows / self.batch_size
         steps = max(1, round(self.epochs * an_epoch)) if self.epochs else self.steps
         eval_every = max(1, round(self.eval_epochs * an_epoch)) if self.eval_epochs else self.eval_every
-        return dataclasses.replace(self, steps=steps, eval_every=eval_every)
+        weight_decay = self.weight_decay
+        if self.decay_epochs:
+            updates = max(self.decay_epochs * an_epoch, LEAST_DECAY_UPDATES)
+            weight_decay = 1 / (self.learning_rate * updates)
+        return dataclasses.replace(self, steps=steps, eval_every=eval_every, weight_decay=weight_decay)
 
     def engine(self, device: DeviceChoice) -> EngineConfig:
         shared = [field.name for field in dataclasses.fields(EngineSettings)]
@@ -109,6 +126,7 @@ class TrainSettings(TypedDict, total=False):
     seed: int
     steps: int
     epochs: float
+    decay_epochs: float
     cut: Cut
     batch_size: int
     micro_batch: int

@@ -373,7 +373,11 @@ def _config(
 def _train(request: TrainRequest) -> dict[str, Any]:
     """The settings of the training that were given: steps undo epochs that a file names. Raises UsageError for both."""
     given = dict(request.train)
-    for steps, epochs in (("steps", "epochs"), ("eval_every", "eval_epochs")):
+    for steps, epochs in (
+        ("steps", "epochs"),
+        ("eval_every", "eval_epochs"),
+        ("weight_decay", "decay_epochs"),
+    ):
         if given.get(epochs) and steps in given:
             names = [f"--{name.replace('_', '-')}" for name in (steps, epochs)]
             raise UsageError(f"{names[0]} and {names[1]} say the same thing: give one of them")

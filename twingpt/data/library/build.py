@@ -6,12 +6,14 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.data.contacts import Contact, standardise
 from twingpt.data.contacts.labels import KIND_LABEL, PLACEHOLDER
+from twingpt.data.contacts.numbers import DEFAULT_COUNTRY
 from twingpt.data.library.contact_store import ContactStore, name_key
 from twingpt.data.library.dates import date_of_name, newest_date
 from twingpt.data.library.terms import terms
@@ -114,12 +116,15 @@ def split_passages(lines: Iterable[str]) -> Iterator[str]:
         yield "\n".join(waiting)
 
 
-def build_library(path: Path, documents: Iterable[LibraryDocument], spread: Spread = map) -> int:
+def build_library(
+    path: Path, documents: Iterable[LibraryDocument], spread: Spread = map, *, as_written: str | None = None
+) -> int:
     """Write a library, replacing one at `path` only once the new one is whole; returns how many passages it holds.
 
     spread: a map that keeps the order and may spread the work over processes, as finding the terms takes most of the
-    time. Some documents are in memory at a time. The same documents give the same bytes. Raises TwinGPTError if the
-    file cannot be written, or if there is no text.
+    time. as_written: the country of the contacts in a text that keeps them as they were written; None where each is in
+    its one form already. Some documents are in memory at a time. The same documents give the same bytes. Raises
+    TwinGPTError if the file cannot be written, or if there is no text.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -127,7 +132,9 @@ def build_library(path: Path, documents: Iterable[LibraryDocument], spread: Spre
         db = sqlite3.connect(temporary)
         try:
             db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = FULL;" + _SCHEMA)
-            passages, total, content = _insert(db, spread(_indexed, _batches(documents)))
+            passages, total, content = _insert(
+                db, spread(partial(_indexed, as_written=as_written), _batches(documents))
+            )
             db.execute("INSERT INTO passage_terms (passage_terms) VALUES ('optimize')")
             facts = {
                 "format_version": FORMAT_VERSION,
@@ -154,11 +161,15 @@ def indexed_terms(title: str, text: str) -> list[str]:
     return terms(title) * TITLE_WEIGHT + terms(text)
 
 
-def passage_contacts(title: str, text: str) -> list[Contact]:
-    """The contacts of a passage, each with the name it stands under, which may be the title."""
-    if not KIND_LABEL.search(text):
+def passage_contacts(title: str, text: str, as_written: str | None = None) -> list[Contact]:
+    """The contacts of a passage, each with the name it stands under, which may be the title.
+
+    as_written: as in build_library.
+    """
+    if as_written is None and not KIND_LABEL.search(text):
         return []
-    return [contact for contact in standardise(f"{title}\n{text}")[1] if contact.start > len(title)]
+    found = standardise(f"{title}\n{text}", as_written or DEFAULT_COUNTRY)[1]
+    return [contact for contact in found if contact.start > len(title)]
 
 
 def _batches(documents: Iterable[LibraryDocument]) -> Iterator[list[tuple[int, LibraryDocument]]]:
@@ -194,18 +205,18 @@ class _Document:
     passages: list[_Passage]
 
 
-def _indexed(batch: Sequence[tuple[int, LibraryDocument]]) -> list[_Document]:
+def _indexed(batch: Sequence[tuple[int, LibraryDocument]], as_written: str | None) -> list[_Document]:
     """What the library says of some documents."""
-    return [_indexed_document(number, document) for number, document in batch]
+    return [_indexed_document(number, document, as_written) for number, document in batch]
 
 
-def _indexed_document(number: int, document: LibraryDocument) -> _Document:
+def _indexed_document(number: int, document: LibraryDocument, as_written: str | None) -> _Document:
     date = newest_date("\n".join([document.title, *document.passages])) or date_of_name(document.file)
     parts = [document.title, document.file, document.place, *document.passages]
     passages: list[_Passage] = []
     for text in document.passages:
         found = indexed_terms(document.title, text)
-        contacts = passage_contacts(document.title, text)
+        contacts = passage_contacts(document.title, text, as_written)
         rows = [(c.kind, c.value, c.entity, name_key(c.entity)) for c in contacts]
         passages.append(_Passage(text, len(found), " ".join(dict.fromkeys(found)), rows))
     row = (number, document.title, date, document.file, document.place)

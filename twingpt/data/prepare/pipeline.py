@@ -214,7 +214,8 @@ class Job:
         def make(folder: Path) -> Report:
             read = read_documents(documents, files, self._out / CONTACTS_FILE, self.watcher.advance)
             workers = workers_for(size, self.workers)
-            passages = build_library(folder / LIBRARY_FILE, read, partial(ordered_map, workers=workers))
+            spread = partial(ordered_map, workers=workers)
+            passages = build_library(folder / LIBRARY_FILE, read, spread, as_written=as_written)
             least_fit = calibrate(folder / LIBRARY_FILE)
             content = content_of_library(folder / LIBRARY_FILE)
             return {
@@ -226,19 +227,23 @@ class Job:
             }
 
         text = file_sha256(cleaned)
-        key = self.key("library", (), text=text, files=files, format=FORMAT_VERSION)
+        # Plain text keeps its contacts as they were written; only the library says which they are.
+        as_written = self.settings.country if self.settings.template == "plain" else None
+        written = {} if as_written is None else {"as_written": as_written}
+        key = self.key("library", (), text=text, files=files, format=FORMAT_VERSION, **written)
         return self.workspace.run("library", key, make, needed=3 * size)
 
     # -- tokenizer -----------------------------------------------------------------------------------------------
 
     def run_tokenizer(self) -> StageResult:
-        if self.given is not None:
-            return self._take_tokenizer(self.given)
         cleaned = self._out / CLEANED_FILE
-        documents = Documents(cleaned)
-        chosen = _drawn_documents(documents, int(self.settings.tokenizer_megabytes * 1e6), self.settings.seed)
         fields = ("vocab_size", "tokenizer_megabytes", "seed", "template")
         key = self.key("tokenizer", fields, text=file_sha256(cleaned), learner=_learner())
+        # One that must stay because a run was trained with it may be what would be learned anyway: nothing is redone.
+        if self.given is not None and (self.settings.tokenizer is not None or not self.workspace.has("tokenizer", key)):
+            return self._take_tokenizer(self.given)
+        documents = Documents(cleaned)
+        chosen = _drawn_documents(documents, int(self.settings.tokenizer_megabytes * 1e6), self.settings.seed)
         self.watcher.start("tokenizer", int(documents.sizes()[chosen].sum()))
         return self.workspace.run(
             "tokenizer",

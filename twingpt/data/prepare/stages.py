@@ -108,8 +108,8 @@ class Workspace:
         nothing of it left behind.
         """
         digest = key_of(key)
-        record = self._read(name)
-        if record is not None and record["key"] == digest and self._intact(record["files"]):
+        record = self._kept(name, digest)
+        if record is not None:
             return StageResult(record["report"], record["seconds"], reused=True)
         started = time.monotonic()
         work = self._state / f"{name}.tmp"
@@ -128,6 +128,14 @@ class Workspace:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return StageResult(report, seconds, reused=False)
+
+    def has(self, name: str, key: Mapping[str, Any]) -> bool:
+        """Whether the stage's result for this key is kept, its files unchanged."""
+        return self._kept(name, key_of(key)) is not None
+
+    def _kept(self, name: str, digest: str) -> dict[str, Any] | None:
+        record = self._read(name)
+        return record if record is not None and record["key"] == digest and self._intact(record["files"]) else None
 
     def remove(self, files: Sequence[str]) -> None:
         """Files that the present settings do not make."""
