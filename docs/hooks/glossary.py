@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-import xml.ET.ElementTree as ET
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from pymdownx.slugs import slugify
 PAGE = "glossary.md"
 # A link inside of a link is none, and a heading is a link already.
 _CLOSED = {"a", "pre", "script", "h1", "h2", "h3", "h4", "h5", "h6"}
+# Words that pages also use in another sense: a preset is called seed, and a tutorial has steps.
+_NOT_LINKED = {"head", "mask", "seed", "step", "update"}
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 
 
@@ -36,13 +38,13 @@ class Linker:
     """Turns the first use of each word of one page into a link."""
 
     def __init__(self, terms: list[Term], href: str) -> None:
-        self._anchors = {form.lower(): term.anchor for term in terms for form in term.forms}
+        forms = {form.lower(): term.anchor for term in terms for form in term.forms}
+        self._anchors = {form: anchor for form, anchor in forms.items() if form not in _NOT_LINKED}
         self._href = href
-        forms = sorted(self._anchors, key=len, reverse=True)
         # Particles follow a Korean word at once; an English one may have its plural.
         either = "|".join(
             re.escape(form) if re.search("[가-힣]", form) else rf"{re.escape(form)}(?:s(?![A-Za-z]))?(?![A-Za-z0-9_-])"
-            for form in forms
+            for form in sorted(self._anchors, key=len, reverse=True)
         )
         self._word = re.compile(rf"(?<![\w가-힣-])(?:{either})", re.IGNORECASE)
         self._linked: set[str] = set()
