@@ -49,6 +49,8 @@ TUTORIAL_OF_A_TEST = {
     "batch_size = 8": "batch_size = 2",
 }
 TUTORIAL_PORT = "8000"
+SERVED = "served answer"
+
 
 
 def _named(path: Path) -> str:
@@ -261,7 +263,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
         pytest.skip("the tutorial uses curl")
     (tmp_path / "twingpt").symlink_to(ROOT / "twingpt")
     unused = set(TUTORIAL_OF_A_TEST)
-    port = free_port()
+    port, printed = free_port(), ""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with ExitStack() as servers:
         for block in blocks(DOCS / "en" / "tutorial.md"):
@@ -271,10 +273,13 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
                     unused.discard(found)
                     text = text.replace(found, shorter)
             text = text.replace(TUTORIAL_PORT, str(port))
-            if block.title:
+            if block.title == SERVED:
+                # Shortened by some lines: each that is there was printed.
+                assert [line for line in lines(block.text) if line not in printed.splitlines()] == []
+            elif block.title:
                 (tmp_path / block.title).write_text(text, encoding="utf-8")
             elif block.language == "python":
-                _run([sys.executable, "-c", text], tmp_path, environment)
+                printed = _run([sys.executable, "-c", text], tmp_path, environment)
             else:
                 for line in lines(text):
                     if line.startswith("twingpt serve"):
@@ -282,6 +287,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
                     else:
                         _run(["sh", "-c", line], tmp_path, environment)
     assert not unused
+    assert blocks(DOCS / "en" / "tutorial.md")[-1].title == SERVED, "the tutorial ends in a served answer"
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-00000006"
     assert len(lines((tmp_path / "answers.jsonl").read_text(encoding="utf-8"))) == 2
     for name in ("answers.txt", "run-hf/config.json", "run-mlx/config.json", "run-gguf/model.gguf", "bench.jsonl"):
@@ -289,11 +295,12 @@ def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     assert "[train]" in (tmp_path / "tuned.toml").read_text(encoding="utf-8")
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
 
 
 class Serving:
