@@ -52,7 +52,6 @@ TUTORIAL_PORT = "8000"
 SERVED = "served answer"
 
 
-
 def _named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 

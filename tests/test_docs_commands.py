@@ -6,18 +6,22 @@ run here is named below with the reason; a line that is in neither place is a fa
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 from tests.conftest import EXAMPLE
 from tests.pages import DOCS, FENCE, READMES, ROOT, blocks, lines
 from tests.test_docs import Serving, free_port
+from twingpt.training import launch
 
 # In the order in which they need what others wrote. Both languages have the same lines (test_docs.py).
 PAGES = (
@@ -43,8 +47,8 @@ NOT_RUN = {
     ". .venv/bin/activate": "the tests run in an environment already",
     "lm_eval": "tests/serve/test_real_clients.py runs it, where lm-eval is installed",
     "caffeinate": "a program of macOS, and two Macs",
-    "mlx.launch": "two machines; test_ranks.py compares the line with what `train --hosts` starts",
-    "env GLOO_SOCKET_IFNAME": "two machines; test_ranks.py compares the line with what `train --hosts` prints",
+    "mlx.launch": "two machines",
+    "env GLOO_SOCKET_IFNAME": "two machines; below it is compared with what `train --hosts` prints",
     "ssh": "a second machine",
     "rsync": "a second machine",
     "iperf3": "a second machine",
@@ -155,13 +159,29 @@ def test_a_line_is_run_unless_there_is_a_reason() -> None:
     assert {line.split()[0] for line in ours} == {"caffeinate", "mlx.launch", "env"}
 
 
+def test_the_lines_for_two_machines_are_those_that_train_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac that the other one reaches by the Thunderbolt Bridge."""
+    local = {"bridge0": [SimpleNamespace(address="10.0.0.1")]}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: local)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(launch, "_is_local", lambda address: address == "10.0.0.1")
+    shown = [shlex.split(each.text) for each in all_shown() if each.text.startswith("env GLOO")]
+    arguments = shown[0][shown[0].index("train") :]
+    printed = launch.launch_hosts(["10.0.0.1", "10.0.0.2"], "mps", arguments).on_hosts
+    assert len(shown) == 2
+    assert [[Path(word).name for word in line] for line in printed.values()] == [
+        [Path(word).name for word in line] for line in shown
+    ]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What a reader has by then: a text, the older half of it, a document, and models of others."""
     texts = EXAMPLE.read_text(encoding="utf-8").split("\n\n")
     for name, part in (("raw.txt", texts), ("old.txt", texts[:60]), ("new.txt", texts[60:])):
         (tmp_path / name).write_text("\n\n".join(part), encoding="utf-8")
-    (tmp_path / "note.txt").write_text(texts[0], encoding="utf-8")
+    # With its question it has to fit into the context of a small model.
+    (tmp_path / "note.txt").write_text(texts[0][:150], encoding="utf-8")
     (tmp_path / "small.toml").write_text(SMALL_TOML, encoding="utf-8")
     return tmp_path
 

@@ -73,7 +73,8 @@ class Linker:
 
     def _split(self, text: str) -> tuple[str, list[ET.Element]]:
         """(what stands before the first link, links with what follows each)"""
-        before, links, end = text, [], 0
+        links: list[ET.Element] = []
+        before, end = text, 0
         for match in self._word.finditer(text):
             anchor = self._new(match[0])
             if anchor is None:
@@ -112,7 +113,7 @@ class Linker:
         return ET.Element("a", href=f"{self._href}#{anchor}")
 
 
-class _Treeprocessor(Treeprocessor):
+class _Treeprocessor(Treeprocessor):  # type: ignore[misc]
     linker: Linker | None = None
 
     def run(self, root: ET.Element) -> None:
@@ -120,7 +121,7 @@ class _Treeprocessor(Treeprocessor):
             self.linker.link(root)
 
 
-class Glossary(Extension):
+class Glossary(Extension):  # type: ignore[misc]
     """Knows which page is being made: the processors are made anew for each."""
 
     def __init__(self) -> None:
@@ -139,7 +140,7 @@ _EXTENSION = Glossary()
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     if _EXTENSION not in config.markdown_extensions:
-        config.markdown_extensions.append(_EXTENSION)  # type: ignore[arg-type]
+        config.markdown_extensions.append(_EXTENSION)
     return config
 
 
