@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.conftest import EXAMPLE
@@ -190,7 +190,7 @@ def others_models(folder: Path) -> None:
     """A folder of Hugging Face, nanoGPT's checkpoint, a model in the cache of the Hub, and a run like README's."""
     import torch
 
-    from tests.conftest import perturbed
+    from twingpt.checks.parity import perturbed
     from twingpt.core.spec import GPTSpec
     from twingpt.core.state import MODEL
     from twingpt.weights.naming import NANOGPT, to_foreign
