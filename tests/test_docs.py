@@ -12,22 +12,19 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer.main
 
+from tests.pages import DOCS, FENCE, LANGUAGES, READMES, ROOT, blocks, lines
 from twingpt.cli import app
 from twingpt.core.params import parameter_count
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 from twingpt.weights.targets import Target, approximable, family_of, obstacles
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-READMES = (ROOT / "README.md", ROOT / "README.ko.md")
 PAGES = (*READMES, ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
-LANGUAGES = ("en", "ko")
 # A README is what one reads before the first command. The pages have the rest.
 README_LINES = 130
 README_BYTES = 14_000
@@ -35,7 +32,6 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 
 SPAN = re.compile(r"`([^`\n]+)`")
 OPTION = re.compile(r"--[a-z][a-z-]*")
-FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 # What a test has no time for. Each must still be found in the tutorial.
 TUTORIAL_OF_A_TEST = {
@@ -53,32 +49,17 @@ TUTORIAL_OF_A_TEST = {
     "batch_size = 8": "batch_size = 2",
 }
 TUTORIAL_PORT = "8000"
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, the file that it is to be saved as, if any, and its text."""
-
-    language: str
-    title: str
-    text: str
+SERVED = "served answer"
 
 
 def _named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def _blocks(page: Path) -> list[Block]:
-    return [Block(*(part or "" for part in match)) for match in FENCE.findall(page.read_text(encoding="utf-8"))]
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
-
-
 def _command_lines(page: Path) -> Iterator[str]:
     """Lines of code, fenced or indented, that run twingpt; without variables before and redirections behind."""
     text = page.read_text(encoding="utf-8")
-    fenced = [line for block in _blocks(page) if block.language == "sh" for line in _lines(block.text)]
+    fenced = [line for block in blocks(page) if block.language == "sh" for line in lines(block.text)]
     indented = [line for line in FENCE.sub("", text).splitlines() if line.startswith("    ")]
     for line in fenced + indented:
         command = re.sub(r"^\s*(?:[A-Z_]+=\S+ )*", "", line)
@@ -267,7 +248,7 @@ def test_both_languages_have_the_same_pages_and_the_same_code() -> None:
     assert english - reference == korean - {Path("reference.md")}
     for path in english - reference:
         code = [
-            [block for block in _blocks(DOCS / language / path) if block.language in ("sh", "toml", "python")]
+            [block for block in blocks(DOCS / language / path) if block.language in ("sh", "toml", "python")]
             for language in LANGUAGES
         ]
         assert code[0] == code[1], path
@@ -276,71 +257,58 @@ def test_both_languages_have_the_same_pages_and_the_same_code() -> None:
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_loads_nothing_from_outside(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs")
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
-    assert len(pages) > 2 * 10
-    for page in pages:
-        loaded = re.findall(
-            r"<(?:script|img|iframe|link)[^>]+(?:src|href)=\"?(https?:[^\s\">]+)", page.read_text("utf-8")
-        )
-        assert loaded == [], page
-
-
-@pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("the tutorial uses curl")
     (tmp_path / "twingpt").symlink_to(ROOT / "twingpt")
     unused = set(TUTORIAL_OF_A_TEST)
-    port = _free_port()
+    port, printed = free_port(), ""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with ExitStack() as servers:
-        for block in _blocks(DOCS / "en" / "tutorial.md"):
+        for block in blocks(DOCS / "en" / "tutorial.md"):
             text = block.text
             for found, shorter in TUTORIAL_OF_A_TEST.items():
                 if found in text:
                     unused.discard(found)
                     text = text.replace(found, shorter)
             text = text.replace(TUTORIAL_PORT, str(port))
-            if block.title:
+            if block.title == SERVED:
+                # Shortened by some lines: each that is there was printed.
+                assert [line for line in lines(block.text) if line not in printed.splitlines()] == []
+            elif block.title:
                 (tmp_path / block.title).write_text(text, encoding="utf-8")
             elif block.language == "python":
-                _run([sys.executable, "-c", text], tmp_path, environment)
+                printed = _run([sys.executable, "-c", text], tmp_path, environment)
             else:
-                for line in _lines(text):
+                for line in lines(text):
                     if line.startswith("twingpt serve"):
-                        servers.enter_context(_Serving(line, port, tmp_path, environment))
+                        servers.enter_context(Serving(line, port, tmp_path, environment))
                     else:
                         _run(["sh", "-c", line], tmp_path, environment)
     assert not unused
+    assert blocks(DOCS / "en" / "tutorial.md")[-1].title == SERVED, "the tutorial ends in a served answer"
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-00000006"
-    assert len(_lines((tmp_path / "answers.jsonl").read_text(encoding="utf-8"))) == 2
+    assert len(lines((tmp_path / "answers.jsonl").read_text(encoding="utf-8"))) == 2
     for name in ("answers.txt", "run-hf/config.json", "run-mlx/config.json", "run-gguf/model.gguf", "bench.jsonl"):
         assert (tmp_path / name).stat().st_size > 0, name
     assert "[train]" in (tmp_path / "tuned.toml").read_text(encoding="utf-8")
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
 
 
-class _Serving:
+class Serving:
     """`twingpt serve` while the block runs."""
 
-    def __init__(self, line: str, port: int, folder: Path, environment: dict[str, str]) -> None:
-        self._url = f"http://127.0.0.1:{port}/v1/models"
+    def __init__(
+        self, line: str, port: int, folder: Path, environment: dict[str, str], path: str = "v1/models"
+    ) -> None:
+        self._url = f"http://127.0.0.1:{port}/{path}"
         self._log = (folder / "serve.log").open("w+")
         self._process = subprocess.Popen(
             shlex.split(line), cwd=folder, env=environment, stdout=self._log, stderr=subprocess.STDOUT
@@ -366,7 +334,7 @@ class _Serving:
         self._log.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -13,9 +13,9 @@ from typing import get_type_hints
 import pytest
 
 import twingpt
+from tests.pages import DOCS, LANGUAGES
+from tests.pages import blocks as blocks_of
 from tests.test_cli_generate import run_cli
-from tests.test_docs import DOCS, LANGUAGES
-from tests.test_docs import _blocks as blocks_of
 from twingpt.data.prepare.settings import PrepareOptions, PrepareSettings
 
 FUNCTIONS = [name for name in twingpt.__all__ if inspect.isfunction(getattr(twingpt, name))]

@@ -1,6 +1,7 @@
-"""The line between what both engines share and what each owns: the Backend protocol.
+"""The Backend protocol: what every engine must be able to do for the rest of twingpt.
 
-NumPy goes in; NumPy, floats or an opaque handle come out; no device tensor crosses.
+An engine is given NumPy arrays. It gives back NumPy arrays, floats, or a handle into which only the engine looks. A
+tensor of a device never leaves the engine.
 """
 
 from collections.abc import Sequence
@@ -46,11 +47,11 @@ def by_micro_batch(soft: SoftTargets | None, count: int) -> Sequence[SoftTargets
 
 @dataclass(slots=True)
 class StepStats:
-    """Per update since the last read, oldest first.
+    """What happened in each update since the last read, oldest first.
 
-    loss_sums: summed cross-entropy in nats over the counted tokens; grad_norms: before clipping;
-    applied: False where a non-finite loss or gradient, or a batch without a counted target, made the engine leave every
-    weight, moment and count alone; without a counted target the norm is NaN.
+    loss_sums: cross-entropy in nats, summed over the counted tokens. grad_norms: before clipping.
+    applied: False if the update changed no weight, moment or count. This is so if the loss or a gradient was not
+    finite, and if the batch had no counted target; in the second case the norm is NaN.
     """
 
     loss_sums: list[float] = field(default_factory=list)
@@ -60,13 +61,13 @@ class StepStats:
 
     @property
     def loss(self) -> float:
-        """Mean loss a counted token over the updates read; NaN if there were none."""
+        """The mean loss for a counted token over these updates; NaN if no token was counted."""
         tokens = sum(self.tokens)
         return sum(self.loss_sums) / tokens if tokens else float("nan")
 
 
 class Backend(Protocol):
-    """One engine holding one model and its optimizer on one device."""
+    """An engine that holds one model and its optimizer on one device."""
 
     name: BackendName
     device: str
@@ -81,21 +82,22 @@ class Backend(Protocol):
         tokens: int | None = None,
         soft: SoftTargets | None = None,
     ) -> None:
-        """One update from int32 [A, B, T]: A micro-batches accumulated. Target -1 is not counted.
+        """Do one update from int32 [A, B, T], A micro-batches whose gradients are added up. Target -1 is not counted.
 
         soft: [A, B, T, K], what the counted targets are learned as; None: each as the token that it is. The loss is the
         cross-entropy with these shares, and `targets` then only says which of them are counted.
 
-        The loss is summed over the counted tokens of all micro-batches, and of all ranks, and divided once by `tokens`,
-        their number (None: those of `targets`, where there is one rank). Never waits for the device.
-        Sequence b of micro-batch a is number (a B + b) ranks + rank of the step's batch, and dropout is keyed by (seed,
-        step, that number) as `core.dropout` says: however a batch is cut, the step is the same up to rounding.
-        Raises OutOfMemoryError; as the device may lag behind, so may any later call, and PeerLostError if another rank
-        is gone.
+        The loss is summed over the counted tokens of all micro-batches and all ranks, and divided once by `tokens`,
+        their number (None: those of `targets`, where there is one rank). The call never waits for the device.
+        Sequence b of micro-batch a has the number (a B + b) ranks + rank in the batch of the step. Dropout depends on
+        (seed, step, that number), as `core.dropout` says, so the step is the same up to rounding whichever way the
+        batch is cut.
+        Raises OutOfMemoryError, and PeerLostError if another rank is gone. Because the device may lag behind, any later
+        call may raise them too.
         """
 
     def read_stats(self) -> StepStats:
-        """What happened since the last read. The only call of the training loop that waits for the device."""
+        """What happened since the last read. No other call of the training loop waits for the device."""
 
     def eval_step(self, inputs: Array, targets: Array) -> tuple[float, int]:
         """(summed loss in nats, counted tokens) of int32 [B, T], without dropout."""
@@ -128,7 +130,7 @@ class Backend(Protocol):
         """(active, peak) bytes on the device; resident set of the process on the CPU."""
 
     def memory_limit(self) -> int | None:
-        """Bytes that the device wants a process to stay below; None where that is the machine's memory."""
+        """How many bytes a process may use on the device; None if the machine's memory is the only limit."""
 
     def synchronize(self) -> None:
         """Wait until the device has nothing left to do."""

@@ -1,4 +1,4 @@
-"""Where tokens go in a key-value cache, and what they may attend to: the arithmetic both engines share."""
+"""Where tokens stand in a key-value cache, and what each may attend to. All engines share this arithmetic."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def slot_run(slots: list[int]) -> slice | None:
 def prefill_plan(tokens: Array, capacity: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(tokens padded to a bucket [T'], positions [1, T']).
 
-    A causal pass leaves the padding out of every real token's sight, and the next decode overwrites its first entry.
+    The padding does no harm: in a causal pass no real token sees it, and the next decode overwrites its first entry.
     """
     if len(tokens) == 0:
         raise TwinGPTError("a prompt needs at least one token")

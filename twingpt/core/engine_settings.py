@@ -1,4 +1,4 @@
-"""What an engine is told beyond the spec: without NumPy, as the command line makes options of it."""
+"""The settings of an engine beside the spec, without NumPy, because the command line makes options of them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ OptimizerName = Literal["adamw", "muon"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What decides an engine's arithmetic beyond the spec: settings of a run, whichever device it is on.
+    """The settings that change what an engine computes, beside the spec. They belong to the run and not to the device.
 
     optimizer: "adamw" with decoupled weight decay, always bias-corrected (Loshchilov and Hutter, arXiv 1711.05101), for
         everything, or "muon" (core.muon) for the matrices of the blocks and AdamW for the rest.

@@ -1,8 +1,8 @@
-"""The engines: what each says of itself in one record, and how a record is found.
+"""The records of the engines, and how they are found.
 
-An engine is a folder whose engine.py has its record, `ENGINE`, and an entry point of the group `twingpt.backends` that
-names it. The record says all that depends on the engine, so that no code outside the folder has to know its name.
-Only the standard library is imported here, as the command line asks for records before anything is computed.
+An engine is a folder. Its engine.py has a record, `ENGINE`, which an entry point of the group `twingpt.backends` names.
+The record says everything that depends on the engine, so that no code outside of the folder has to know its name.
+This module imports only the standard library, because the command line reads records before anything is computed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ GROUP = "twingpt.backends"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """What the sum of gradients over several machines costs an engine.
+    """What it costs an engine to add up gradients over several machines.
 
-    bucket_bytes: gradients that travel together. hop_seconds: what a hop costs beside the wire. passes: how often the
-    gradients are read and written beside the all-reduce. sleeps: whether threads that wait for the network sleep; else
-    they take the cores that a backward pass on the CPU needs.
+    bucket_bytes: how many bytes of gradients are sent together. hop_seconds: what a hop takes beside the time on the
+    wire. passes: how often the gradients are read and written beside the all-reduce. sleeps: whether threads sleep
+    while they wait for the network; if not, they take cores that a backward pass on the CPU needs.
     """
 
     bucket_bytes: int
@@ -55,7 +55,7 @@ def _unnamed(device: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """All that depends on an engine.
+    """Everything that depends on an engine.
 
     name: of `--backend`. aliases: other names that it can be asked for by. title: what people call it. about: what else
     `--help` says of it. order: engines are listed from the lowest to the highest.

@@ -16,15 +16,15 @@ class TwinGPTError(Exception):
 
 
 class UsageError(TwinGPTError):
-    """An option, a name or a setting that cannot be meant."""
+    """An option, a name or a setting was given that twingpt cannot use."""
 
     exit_code = 2
 
 
 class NotFiniteError(TwinGPTError):
-    """A state that holds numbers that are no numbers: it serves nobody, and is neither saved nor used.
+    """Weights or moments are NaN or infinite. Such a state is neither saved nor used: nothing can go on from it.
 
-    key: of the first tensor that holds one.
+    key: of the first tensor that holds such a number.
     """
 
     def __init__(self, where: str, key: str) -> None:

@@ -1,8 +1,9 @@
-"""Muon's rule, which both engines follow: what is decided here is not decided again in either.
+"""Muon's rule. It stands here once, so that every engine follows the same one.
 
-Momentum of a matrix's gradient, brought near to the closest orthogonal matrix by a Newton-Schulz iteration (Jordan et
-al., https://kellerjordan.github.io/posts/muon/), in float32; the size of the update is AdamW's usual one (Liu et al.,
-arXiv 2502.16982), so that both can share a learning rate; decoupled weight decay.
+Muon sums up the gradients of a matrix (its momentum) and brings the sum near to the closest orthogonal matrix, by a
+Newton-Schulz iteration in float32 (Jordan et al., https://kellerjordan.github.io/posts/muon/). The update is made as
+large as AdamW's usually is (Liu et al., arXiv 2502.16982), so that both can share a learning rate. Weight decay is
+decoupled.
 
     momentum = beta * momentum + gradient
     update   = orthogonal(gradient + beta * momentum) * update_scale

@@ -1,4 +1,4 @@
-"""Named models and the recipes that go with them: where `train` starts before a config file and options speak."""
+"""Named models with their recipes. A config file and options change single settings of the preset that was chosen."""
 
 from dataclasses import dataclass, field
 from typing import Any

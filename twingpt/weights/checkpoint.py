@@ -1,8 +1,8 @@
-"""Checkpoints that an interruption at any instant cannot tear.
+"""Checkpoints that are whole or not there, whenever a process is interrupted.
 
 RUN/checkpoints/step-00001000/{model,optimizer}.safetensors + state.json, and average.safetensors where the run keeps an
-average of its weights. A checkpoint is written beside its place:
-tensors first, then state.json, everything fsynced, then one atomic rename. What has the name is whole.
+average of its weights. A checkpoint is written under another name: first the tensors, then state.json, and each file
+is flushed to the disk. One atomic rename then gives it its name, so that a folder of that name is always whole.
 """
 
 import contextlib
@@ -102,10 +102,10 @@ class CheckpointStore:
     def save(self, spec: GPTSpec, state: State, progress: Progress, average: State | None = None) -> Path:
         """Write one checkpoint. average: the averaged weights, if there are any.
 
-        Raises TwinGPTError, the checkpoints before it untouched, if the disk refuses, and NotFiniteError if the state
-        is none that training could go on from.
+        Raises TwinGPTError if the disk refuses, and NotFiniteError if the state has a number that is not finite. The
+        checkpoints before it stay as they are.
 
-        A whole checkpoint of the same step stays as it is: no instant may pass without it.
+        A whole checkpoint of the same step is not written again, because it would be missing for a moment.
         """
         target = self.path(progress.step)
         writing = self.folder / f"{_UNFINISHED}{target.name}"
@@ -132,9 +132,9 @@ class CheckpointStore:
         return target
 
     def record(self, progress: Progress) -> None:
-        """Put into the checkpoint of a step, in place of what it says, that the step has been evaluated since.
+        """Write the losses of an evaluation into the checkpoint of its step, which was saved before.
 
-        Raises TwinGPTError, the checkpoint as it was, if it cannot be read or the disk refuses.
+        Raises TwinGPTError if it cannot be read or the disk refuses. The checkpoint then stays as it was.
         """
         folder = self.path(progress.step)
         known, digests = read_progress(folder)
@@ -146,7 +146,7 @@ class CheckpointStore:
             raise TwinGPTError(f"{folder / STATE_FILE} cannot be written: {error.strerror}") from None
 
     def stand_on(self, step: int) -> None:
-        """The run goes on from this step: what is newer was passed over as damaged, and does not count as kept."""
+        """Go on from this step. Newer checkpoints are damaged, so they do not count among those that are kept."""
         self._saved = step
 
     def steps(self) -> list[int]:
