@@ -11,7 +11,6 @@ from itertools import pairwise
 
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.characters import FEW_LINES
-from twingpt.data.text.code_lines import is_code
 
 # In columns, of which a Hangul syllable has two; a list of short names, or of long sentences, is not wrapped.
 NARROWEST, WIDEST = 24, 120
@@ -83,7 +82,6 @@ def _goes_on(line: str, following: str) -> bool:
         and following.strip()
         and not _NO_CONTINUATION.match(following)
         and not _NO_BEGINNING.match(line)
-        and not (is_code(line) or is_code(following))
         # A paragraph is set in, the lines after its first are not.
         and not (
             following[0] in " \t\u3000" and line[0] not in " \t\u3000" and following.startswith(("  ", "\t", "\u3000"))
