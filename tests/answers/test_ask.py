@@ -227,3 +227,31 @@ def test_mistakes_are_one_line(
     assert _ask(monkeypatch, capsys, tmp_path / "none", "여권?")[0] == 1
     assert _ask(monkeypatch, capsys, data, "여권?", "--questions", data / "cleaned.txt")[0] == 2
     assert _ask(monkeypatch, capsys, data, "")[0] == 2
+
+
+def _library(folder: Path, *documents: str) -> Library:
+    build_library(folder / "library.sqlite", (split_document(text.split("\n")) for text in documents))
+    return Library(folder / "library.sqlite")
+
+
+def test_a_sentence_of_two_passages_is_said_once(tmp_path: Path) -> None:
+    same = "회의실은 하루 전까지 예약해야 쓸 수 있습니다."
+    with _library(
+        tmp_path,
+        f"회의실 예약\n{same}\n열쇠는 관리실에 있습니다.",
+        f"회의실 예약 안내\n{same}\n불은 나갈 때 끕니다.",
+        "식당\n점심은 열두 시부터 먹습니다.",
+    ) as library:
+        summary = ask_library(library, "회의실 예약은 언제까지 하나요?").sections["요약"]
+    assert [line for line in summary if same in line] == [f"- {same} [1]"]
+
+
+def test_a_line_that_only_announces_is_neither_summary_nor_detail(tmp_path: Path) -> None:
+    with _library(
+        tmp_path,
+        "회의실 예약\n예약하는 방법은 다음과 같습니다:\n- 예약:\n화면에서 날짜를 고르면 회의실이 예약됩니다. 주의!",
+        "식당\n점심은 열두 시부터 먹습니다.",
+    ) as library:
+        answer = ask_library(library, "회의실을 예약하는 방법은 무엇인가요?")
+    told = [line for name in ("요약", "체크리스트", "상세 설명") for line in answer.sections[name]]
+    assert told == ["- 화면에서 날짜를 고르면 회의실이 예약됩니다. [1]"]

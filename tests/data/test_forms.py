@@ -262,7 +262,7 @@ def test_subtitles(tmp_path: Path, subtitles: str) -> None:
 
 def test_front_matter_of_markdown(tmp_path: Path) -> None:
     note = '---\ntitle: "여권 안내"\ndate: 2024-05-03\ntags:\n  - 여권\n---\n\n먼저 경찰서에 갑니다.\n'
-    assert _read_text(tmp_path, note, "Markdown with front matter") == "# 여권 안내\n\n먼저 경찰서에 갑니다.\n"
+    assert _read_text(tmp_path, note, "Markdown") == "# 여권 안내\n\n먼저 경찰서에 갑니다.\n"
 
 
 def _docx(path: Path) -> None:

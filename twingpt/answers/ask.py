@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from twingpt.answers.answer import Answer, Source
-from twingpt.answers.contacts import contact_section
+from twingpt.answers.contacts import contact_section, same_form
 from twingpt.core.errors import UsageError
 from twingpt.data.contacts import standardise
 from twingpt.data.files import LIBRARY_FILE
@@ -15,6 +15,7 @@ from twingpt.data.library.search import NEAR, FoundContact, Library, Passage
 from twingpt.data.library.sentences import FoundSentence, best_sentences, sentences
 from twingpt.data.samples.summary import OWN_LABEL, Group, group_of
 from twingpt.data.text.characters import cleaned
+from twingpt.data.text.code_lines import is_code
 from twingpt.data.text.documents import BULLET, Unit, is_contact_line, is_title
 
 PASSAGES = 5
@@ -41,7 +42,7 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
         raise UsageError("the question is empty: ask something")
     asked = asked_contact(question)
     if asked is not None and (named := named_contacts(library, asked)):
-        return _contact_answer(library, question, named)
+        return _contact_answer(library, question, named, alone=asked.last)
     found = library.search(question, PASSAGES)
     least_fit = library.least_fit if least_fit is None else least_fit
     # A contact that the text does not have is not made up for by what it says about the place.
@@ -50,7 +51,12 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
         titles = list(dict.fromkeys(passage.title for passage in found if passage.title))
         return Answer(question, found=False, suggestions=titles[:SUGGESTIONS])
     ranked = best_sentences(question, found, limit=len(found) * SUMMARY_SENTENCES * 4)
-    summary = [sentence for sentence in ranked if _says_something(sentence.text)][:SUMMARY_SENTENCES]
+    # Two passages may say the same sentence, and the better one is cited.
+    telling: dict[str, FoundSentence] = {}
+    for sentence in ranked:
+        if _says_something(sentence.text):
+            telling.setdefault(BULLET.sub("", sentence.text), sentence)
+    summary = list(telling.values())[:SUMMARY_SENTENCES]
     cited = sorted({0, *(sentence.passage for sentence in summary), *_same_document(found)})
     numbers = {passage: number for number, passage in enumerate(cited, 1)}
     units = list(read_units(found[0].text))
@@ -65,8 +71,17 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
     return Answer(question, found=True, sections=sections, sources=sources)
 
 
-def _contact_answer(library: Library, question: str, named: Sequence[tuple[FoundContact, Passage]]) -> Answer:
-    """The summary is where the contacts that are asked for stand; the rest is what the first one's passage says."""
+def _contact_answer(
+    library: Library, question: str, named: Sequence[tuple[FoundContact, Passage]], *, alone: bool
+) -> Answer:
+    """The summary is where the contacts that are asked for stand; the rest is what the first one's passage says.
+
+    alone: only these contacts are asked for. What a guide to a lost passport tells to do is no answer to who wants the
+    number that stands in it, and neither are the other numbers there.
+    """
+    if alone:
+        once = {(contact.kind, same_form(contact.value)): (contact, passage) for contact, passage in reversed(named)}
+        named = [one for one in named if one in once.values()]
     passages = list({passage.number: passage for _, passage in named}.values())[:PASSAGES]
     numbers = {passage.number: number for number, passage in enumerate(passages, 1)}
     lines = {
@@ -74,13 +89,13 @@ def _contact_answer(library: Library, question: str, named: Sequence[tuple[Found
         for contact, passage in named
         if passage.number in numbers and (line := _line_of(contact, passage))
     }
-    units = list(read_units(passages[0].text))
+    units = [] if alone else list(read_units(passages[0].text))
     sources = [_source(passage, numbers[passage.number]) for passage in passages]
-    first = [contact for contact, _ in named]
+    asked = [contact for contact, _ in named]
     sections = {
         "요약": list(lines)[:SUMMARY_SENTENCES],
         "체크리스트": _checklist(units),
-        "연락처": list(contact_section(library, passages, sources, first=first)),
+        "연락처": list(contact_section(library, passages, sources, asked=asked, alone=alone)),
         "상세 설명": _detail(units, []),
     }
     return Answer(question, found=True, sections=sections, sources=sources)
@@ -115,14 +130,24 @@ def read_units(passage: str) -> Iterator[Unit]:
     for number, line in enumerate(passage.split("\n")):
         if not line.strip():
             continue
-        if is_contact_line(line, standardise(line)[1]):
+        if is_code(line):
+            yield Unit(line.strip(), (), number, "code")
+        elif is_contact_line(line, standardise(line)[1]):
             yield Unit(line.strip(), (), number, "contact")
-        elif BULLET.match(line):
+        elif BULLET.match(line) and not _announces(line):
             yield Unit(line.strip(), (), number, "item")
         elif is_title(line):
             yield Unit(line.strip(), (), number, "heading")
         else:
-            yield from (Unit(sentence, (), number, "sentence") for sentence in sentences(line))
+            for sentence in sentences(line):
+                # A single word ("주의!") tells nothing by itself.
+                told = " " in sentence and not _announces(sentence)
+                yield Unit(sentence, (), number, "sentence" if told else "heading")
+
+
+def _announces(sentence: str) -> bool:
+    """Whether a line only says what comes after it: "다음을 참고하세요:"."""
+    return sentence.rstrip().endswith((":", "："))
 
 
 def _source(passage: Passage, number: int) -> Source:

@@ -13,20 +13,25 @@ MOST_VALUES = 8
 
 
 def contact_section(
-    library: Library, passages: Sequence[Passage], sources: list[Source], *, first: Sequence[FoundContact] = ()
+    library: Library,
+    passages: Sequence[Passage],
+    sources: list[Source],
+    *,
+    asked: Sequence[FoundContact] = (),
+    alone: bool = False,
 ) -> Iterator[str]:
     """The lines of the section: "- name TEL: value, WEB: value [1]", each value once a passage.
 
     sources: those of the passages, in the same order. Where the text gives other values of a kind under the same name,
     all of them are listed, the newest first, with their dates and how often they stand there; the passages that they
-    come from are added to the sources. first: contacts that stand before the others of their passage.
+    come from are added to the sources. asked: contacts that stand before the others of their passage. alone: without
+    the others.
     """
-    asked = set(first)
     told: set[tuple[str, str]] = set()
     for passage, source in zip(passages, list(sources), strict=True):
         places: dict[str, list[str]] = {}
         for contact in sorted(library.contacts(passage), key=lambda contact: contact not in asked):
-            if (contact.name, contact.kind) in told:
+            if (contact.name, contact.kind) in told or (alone and contact not in asked):
                 continue
             differing = _differing(library, contact)
             if differing:
@@ -44,7 +49,7 @@ def _differing(library: Library, contact: FoundContact) -> list[FoundContact]:
     if is_no_name(contact.name):
         return []
     known = library.contacts_named(contact.name, contact.kind)
-    values = {_same_form(one.value) for one in known}
+    values = {same_form(one.value) for one in known}
     return known if 1 < len(values) <= MOST_VALUES else []
 
 
@@ -52,7 +57,7 @@ def _all_values(library: Library, known: Sequence[FoundContact], sources: list[S
     """A line for each value; of several places of one value the newest is cited."""
     groups: dict[str, list[FoundContact]] = {}
     for contact in known:
-        groups.setdefault(_same_form(contact.value), []).append(contact)
+        groups.setdefault(same_form(contact.value), []).append(contact)
     newest = [max(group, key=lambda contact: contact.date) for group in groups.values()]
     counts = [len(group) for group in groups.values()]
     for contact, count in sorted(zip(newest, counts, strict=True), key=lambda one: (one[0].date, one[1]), reverse=True):
@@ -70,6 +75,6 @@ def _source_number(library: Library, passage: int, sources: list[Source]) -> int
     return len(sources)
 
 
-def _same_form(value: str) -> str:
+def same_form(value: str) -> str:
     """A link with and without https:// is the same."""
     return re.sub(r"^https?://(?:www\.)?|/$", "", value)

@@ -28,6 +28,7 @@ def read_text(path: Path, *, forms: bool = True) -> str:
     Raises TwinGPTError if the file cannot be read, is binary, or holds no text.
     """
     from twingpt.data.text.changes import Changes
+    from twingpt.data.text.forms.form import ReadAs
     from twingpt.data.text.inputs import NO_FILE, Source
     from twingpt.data.text.reading import read_source
 
@@ -35,7 +36,8 @@ def read_text(path: Path, *, forms: bool = True) -> str:
         raise TwinGPTError(f"{path} {NO_FILE}, which may have no end: save what it gives as a file")
     changes = Changes()
     pieces, size = [], 0
-    for piece, _ in read_source(Source(str(path), path), changes, max_undecodable=1, forms=forms):
+    read_as = ReadAs(str(path), prose=True)
+    for piece, _ in read_source(Source(str(path), path), changes, max_undecodable=1, read_as=read_as, forms=forms):
         pieces.append(piece)
         size += len(piece)
         if size > LARGEST_TEXT:

@@ -50,21 +50,25 @@ class AskedContact:
     """kinds: those that are asked for. about: the question without the words that only ask for a contact.
 
     plain: whether it is named as such ("전화번호", where "번호" may be of anything). only: whether nothing else is
-    asked for, so that what is said about the thing itself is no answer.
+    asked for, so that what is said about the thing itself is no answer. last: whether the words for the contact are the
+    last that say something ("영사콜센터 번호 알려줘"): if there is such a contact, nothing else is asked for.
     """
 
     kinds: frozenset[str]
     about: str
     plain: bool
     only: bool
+    last: bool
 
 
 def asked_contact(question: str) -> AskedContact | None:
     """What contact a question asks for; None if it asks for none, or does not say whose."""
     kinds: set[str] = set()
     about = question
+    last = False
     for words, kind in ((_LABELS, LABEL), (_ALSO, _ALSO)):
         for match in words.finditer(about):
+            last = only_asks(about[match.end() :])
             kinds |= {found.lastgroup or "" for found in kind.finditer(match[0])}
         about = words.sub(" ", about)
     if not kinds or not re.search(r"\w", about):
@@ -76,7 +80,7 @@ def asked_contact(question: str) -> AskedContact | None:
         kinds.discard("ADDR")
     plain = list(_PLAIN.finditer(question))
     only = bool(plain) and only_asks(question[plain[-1].end() :])
-    return AskedContact(frozenset(kinds), about, bool(plain), only)
+    return AskedContact(frozenset(kinds), about, bool(plain), only, last)
 
 
 def named_contacts(library: Library, asked: AskedContact) -> list[tuple[FoundContact, Passage]]:

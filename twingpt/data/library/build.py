@@ -17,8 +17,9 @@ from twingpt.data.contacts.numbers import DEFAULT_COUNTRY
 from twingpt.data.library.contact_store import ContactStore, name_key
 from twingpt.data.library.dates import date_of_name, newest_date
 from twingpt.data.library.terms import terms
+from twingpt.data.text.code_lines import is_code
 from twingpt.data.text.corpus import Documents
-from twingpt.data.text.documents import is_title
+from twingpt.data.text.documents import is_title, plain_title
 from twingpt.data.text.korean import pre_split
 
 FORMAT_VERSION = "3"
@@ -90,8 +91,10 @@ def read_documents(
 
 def split_document(lines: list[str]) -> LibraryDocument:
     """A document of these lines; the first is its title if it reads like one."""
-    title = lines[0] if len(lines) > 1 and is_title(lines[0]) else ""
-    return LibraryDocument(title, tuple(split_passages(lines[1:] if title else lines)))
+    titled = len(lines) > 1 and is_title(lines[0])
+    return LibraryDocument(
+        plain_title(lines[0]) if titled else "", tuple(split_passages(lines[1:] if titled else lines))
+    )
 
 
 def _unmasked(lines: list[str], store: ContactStore) -> list[str]:
@@ -162,14 +165,18 @@ def indexed_terms(title: str, text: str) -> list[str]:
 
 
 def passage_contacts(title: str, text: str, as_written: str | None = None) -> list[Contact]:
-    """The contacts of a passage, each with the name it stands under, which may be the title.
+    """The contacts of a passage, each with the name it stands under, which may be the title. Code has none.
 
     as_written: as in build_library.
     """
     if as_written is None and not KIND_LABEL.search(text):
         return []
-    found = standardise(f"{title}\n{text}", as_written or DEFAULT_COUNTRY)[1]
-    return [contact for contact in found if contact.start > len(title)]
+    whole, contacts = standardise(f"{title}\n{text}", as_written or DEFAULT_COUNTRY)
+    return [
+        contact
+        for contact in contacts
+        if contact.start > len(title) and not is_code(whole[whole.rfind("\n", 0, contact.start) + 1 :])
+    ]
 
 
 def _batches(documents: Iterable[LibraryDocument]) -> Iterator[list[tuple[int, LibraryDocument]]]:

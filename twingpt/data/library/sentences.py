@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from twingpt.data.library.search import NEAR, B, Passage, bm25
 from twingpt.data.library.terms import question_terms, terms
+from twingpt.data.text.code_lines import is_code
 from twingpt.data.text.korean import cut_at_marks
 
 K1 = 0.4
@@ -35,8 +36,9 @@ class FoundSentence:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a passage, each as it stands there: cut at closing marks and at line ends."""
-    return [sentence for line in text.split("\n") for part in cut_at_marks(line) if (sentence := part.strip())]
+    """The sentences of a passage, each as it stands there: cut at closing marks and at line ends. Code has none."""
+    told = (line for line in text.split("\n") if not is_code(line))
+    return [sentence for line in told for part in cut_at_marks(line) if (sentence := part.strip())]
 
 
 def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -> list[FoundSentence]:

@@ -46,7 +46,7 @@ def write_spool(
     """
     changes = Changes()
     work = _CleanWork(clean_settings(settings))
-    read = [ReadAs(source.name) for source in sources]
+    read = [ReadAs(source.name, prose=settings.template == "qa") for source in sources]
     text = _chunks(sources, read, settings, changes, advance)
     with spool.SpoolWriter(folder) as writer:
         for chunk in ordered_map(work, text, workers=workers_for(size, workers)):

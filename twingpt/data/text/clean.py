@@ -13,6 +13,7 @@ import numpy.typing as npt
 from twingpt.data.text import dedup
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.characters import PICTOGRAPH, clean_text, sentence_cut
+from twingpt.data.text.code_lines import is_code
 from twingpt.data.text.corpus import Table
 
 if TYPE_CHECKING:
@@ -261,11 +262,12 @@ def boilerplate_hashes(lines: Table, documents: int) -> frozenset[int]:
 
 
 def without_boilerplate(document: str, hashes: frozenset[int], changes: Changes) -> str:
-    """The document without the lines that repeat in many, contacts apart; a document is never left empty by it."""
+    """The document without the lines that repeat in many, contacts and code apart; it is never left empty by it."""
     kept: list[str] = []
     dropped: list[str] = []
     for line in document.split("\n"):
-        repeats = line_hash(line) in hashes and not _CONTACT_LINE.search(line)
+        # The end of one example of code is that of many.
+        repeats = line_hash(line) in hashes and not _CONTACT_LINE.search(line) and not is_code(line)
         (dropped if repeats else kept).append(line)
     if not dropped or not any(kept):
         return document

@@ -7,9 +7,10 @@ from typing import Literal
 
 from twingpt.data.contacts import Contact, standardise
 from twingpt.data.contacts.labels import KIND_LABEL
+from twingpt.data.text.code_lines import is_code
 from twingpt.data.text.korean import Sentence, pre_split, sentences
 
-Role = Literal["heading", "item", "sentence", "contact"]
+Role = Literal["heading", "item", "sentence", "contact", "code"]
 
 _SEPARATOR = re.compile(r"^\s*(?:[-=*_~#+•·]\s?){3,}\s*$|^\s*[━─—–═]{2,}\s*$")
 _MARKDOWN_HEADING = re.compile(r"^#{1,6}\s+\S")
@@ -17,6 +18,7 @@ BULLET = re.compile(r"^\s*(?:[-•*·▶▷■□◆◇●○✓✔※→]\s*|\(
 _SENTENCE_END = re.compile(r"(?:[.!?…~][\"'”’)\]]*|[가-힣](?:다|요|죠|까|음|함|됨)|[ㅋㅎㅠㅜ^]+)\s*$")
 
 _TITLE_CHARS = 60
+_HEADING_CHARS = 120
 # "준비물: 사진 2장": a list of one line.
 _LABELLED = re.compile(r"^\s*[가-힣 ]{1,8}[:：]\s*\S[^.!?]*$")
 _ITEM_CHARS = 160
@@ -56,16 +58,24 @@ class Document:
 
 
 def is_title(line: str) -> bool:
-    """A short line without a sentence end, a bullet or a contact."""
+    """A heading of Markdown, whatever it ends in; else a short line without a sentence end, a bullet or a contact."""
     text = line.strip()
+    if _MARKDOWN_HEADING.match(text):
+        return len(text) <= _HEADING_CHARS and not standardise(text)[1]
     if (
         not 1 < len(text) <= _TITLE_CHARS
         or BULLET.match(text)
         or _SEPARATOR.match(text)
+        or is_code(text)
         or text.endswith((",", ":", "："))
     ):
         return False
     return _SENTENCE_END.search(text) is None and not standardise(text)[1]
+
+
+def plain_title(line: str) -> str:
+    """A title without the marks of a heading."""
+    return line.lstrip("# ").strip()
 
 
 def merge_blocks(blocks: Iterable[str], *, min_size: int, max_size: int, count: Callable[[str], int]) -> Iterator[str]:
@@ -73,24 +83,54 @@ def merge_blocks(blocks: Iterable[str], *, min_size: int, max_size: int, count: 
 
     A Markdown heading starts a new document, and so does a separator line (----, ====, ****, ###) after min_size. A
     lone title joins what follows, a block of contacts what precedes; other blocks are joined until min_size unless the
-    next brings its own title. A document over max_size is cut at line ends and, within a line, at sentence ends. Sizes
-    are what `count` says of a text.
+    next brings its own title. What stands under a heading is joined until max_size, and each further document of it
+    begins with the heading too, as nothing else says what it is about: where titles are marked, a short line is none. A
+    document over max_size is cut at line ends and, within a line, at sentence ends. Sizes are what `count` says of a
+    text.
     """
     pending = title = ""
     for block in blocks:
         for section in _sections(block):
             joined = f"{pending}\n{section}" if pending else section
             if pending and not (_belongs(pending, section, min_size, count) and count(joined) <= max_size):
-                if title and title != pending:
+                heading = _heading_of(pending)
+                if heading and _goes_on_under_heading(section, count, max_size):
+                    section = f"{heading}\n{section}"
+                elif title and title != pending and not heading:
                     # A lone title at the end belongs to what comes now, and not to the document before.
                     pending, section = pending.removesuffix(f"\n{title}"), f"{title}\n{section}"
-                yield from cut(pending, max_size, count)
+                yield from _cut_under_heading(pending, max_size, count)
                 pending = section
             else:
                 pending = joined
             title = section if "\n" not in section and is_title(section) else ""
     if pending:
-        yield from cut(pending, max_size, count)
+        yield from _cut_under_heading(pending, max_size, count)
+
+
+def _heading_of(document: str) -> str:
+    """The innermost of the Markdown headings that a document begins with, "" if it begins with none."""
+    found = ""
+    for line in document.split("\n"):
+        if not (_MARKDOWN_HEADING.match(line) and is_title(line)):
+            break
+        found = line
+    return found
+
+
+def _goes_on_under_heading(section: str, count: Callable[[str], int], max_size: int) -> bool:
+    """Whether a section has no heading of its own, and leaves room for the one it stands under."""
+    return not _MARKDOWN_HEADING.match(section) and count(section) <= max_size - _HEADING_CHARS
+
+
+def _cut_under_heading(document: str, max_size: int, count: Callable[[str], int]) -> Iterator[str]:
+    """A document cut as `cut` does, each further piece under the heading that the first begins with."""
+    heading = _heading_of(document)
+    if not heading or count(document) <= max_size:
+        yield from cut(document, max_size, count)
+        return
+    for number, piece in enumerate(cut(document, max_size - count(heading) - 1, count)):
+        yield f"{heading}\n{piece}" if number else piece
 
 
 def _sections(block: str) -> Iterator[str]:
@@ -112,11 +152,11 @@ def _belongs(before: str, section: str, min_size: int, count: Callable[[str], in
     lines = section.split("\n")
     if len(lines) <= 4 and all(is_contact_line(line, standardise(line)[1]) for line in lines):
         return True
-    return (
-        count(before) < min_size
-        and not (len(lines) > 1 and is_title(lines[0]))
-        and not _MARKDOWN_HEADING.match(lines[0])
-    )
+    if _MARKDOWN_HEADING.match(lines[0]):
+        return False
+    if _heading_of(before):
+        return True
+    return count(before) < min_size and not (len(lines) > 1 and is_title(lines[0]))
 
 
 def cut(text: str, max_size: int, count: Callable[[str], int]) -> Iterator[str]:
@@ -182,6 +222,8 @@ def read_document(document: str) -> Document:
             index += 1
         placed.append((index, contact))
     on_line: dict[int, list[Contact]] = {}
+    # An address in an example of code is nobody's.
+    placed = [(index, contact) for index, contact in placed if not is_code(lines[index])]
     for index, contact in placed:
         on_line.setdefault(index, []).append(contact)
     titled = _titled(lines)
@@ -191,7 +233,10 @@ def read_document(document: str) -> Document:
         if i in on_line and is_contact_line(line, [_moved(c, starts[i]) for c in on_line[i]])
     }
     analysed = sentences(
-        [line if i not in whole and not _SEPARATOR.match(line) else "" for i, line in enumerate(lines)]
+        [
+            line if i not in whole and not _SEPARATOR.match(line) and not is_code(line) else ""
+            for i, line in enumerate(lines)
+        ]
     )
     units: list[Unit] = []
     for i, line in enumerate(lines):
@@ -201,7 +246,7 @@ def read_document(document: str) -> Document:
             units.append(Unit(line.strip(), (), i, "contact"))
         else:
             units += _units(line, i, analysed[i])
-    title = lines[0].lstrip("# ").strip() if titled else ""
+    title = plain_title(lines[0]) if titled else ""
     nouns = tuple(noun for s in analysed[0] for noun in s.nouns) if titled else ()
     return Document(text, title, nouns, tuple(units), tuple(placed))
 
@@ -222,6 +267,9 @@ def _moved(contact: Contact, offset: int) -> Contact:
 
 
 def _units(line: str, index: int, found: list[Sentence]) -> Iterator[Unit]:
+    if is_code(line):
+        yield Unit(line, (), index, "code")
+        return
     if not found:
         return
     if BULLET.match(line) and (len(found) == 1 or len(line) <= _ITEM_CHARS):

@@ -25,12 +25,14 @@ class ReadAs:
     """How one file was read. fields: of a form that has named fields, those whose text was taken, in order.
 
     records: whether each piece that is read is a record, which has nothing to do with the next one.
+    prose: whether the marks of Markdown become text as a person reads it; else they stay as they were written.
     """
 
     name: str
     form: str = "text"
     fields: list[str] = field(default_factory=list)
     records: bool = False
+    prose: bool = False
     changes: Changes = field(default_factory=Changes)
 
 

@@ -3,10 +3,10 @@
 from twingpt.data.text.forms import (
     csv_rows,
     docx,
-    front_matter,
     hwpx,
     json_text,
     kakaotalk,
+    markdown,
     rich_text,
     subtitles,
     web_page,
@@ -18,12 +18,13 @@ TEXT_FORMS: tuple[TextForm, ...] = (
     json_text.JSON_LINES,
     json_text.JSON,
     subtitles.SUBTITLES,
-    web_page.HTML,
     kakaotalk.WINDOWS,
     kakaotalk.MOBILE,
     kakaotalk.CSV,
-    front_matter.MARKDOWN,
     csv_rows.TABLE,
+    # Notes about web pages are full of tags.
+    markdown.MARKDOWN,
+    web_page.HTML,
 )
 ZIPPED_FORMS: tuple[ZippedForm, ...] = (
     docx.DOCX,

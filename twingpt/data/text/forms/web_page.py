@@ -18,10 +18,15 @@ _TAG = re.compile(
 _LEAST_SHARE = 0.1
 
 
+def is_page(head: str) -> bool:
+    """Whether a whole page begins here, and no fragment."""
+    return _PAGE.match(head.lstrip("\ufeff")) is not None
+
+
 def _is_html(head: str) -> bool:
-    beginning = head.lstrip("\ufeff")
-    if _PAGE.match(beginning):
+    if is_page(head):
         return True
+    beginning = head.lstrip("\ufeff")
     sample = beginning[:65536]
     tags = _TAG.findall(sample)
     if _TAG.match(sample.lstrip()) is not None and len(tags) >= 2:
@@ -32,7 +37,7 @@ def _is_html(head: str) -> bool:
 
 def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
     html = whole(pieces, read_as).lstrip("\ufeff")
-    if not _PAGE.match(html):
+    if not is_page(html):
         yield laid_out(html)
         return
     everything = laid_out(html)
