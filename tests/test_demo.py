@@ -87,7 +87,6 @@ def test_it_goes_on_where_it_was_interrupted_and_every_line_is_in_the_text(
     steps = 4 + demo.RELAY_STEPS
     small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "dropout": 0.0}
     monkeypatch.setattr(demo, "MODEL", small)
-    monkeypatch.setattr(demo, "PrepareSettings", partial(PrepareSettings, template="plain"))
     monkeypatch.setattr(demo, "planned", lambda *_: ("mlx", steps))
     stops = iter(["2"])
 

@@ -142,8 +142,8 @@ def test_torch_halves_until_the_step_fits_and_the_run_stays_the_same(
     real: Any = step.loss_sum
     calls: list[int] = []
 
-    def failing(model: Any, inputs: Any, *args: Any) -> Any:
-        loss: Any = real(model, inputs, *args)
+    def failing(model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        loss: Any = real(model, inputs, *args, **options)
         calls.append(len(inputs))
         if len(inputs) > 1 and len(calls) > 3:
             loss.backward()

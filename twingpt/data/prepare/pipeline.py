@@ -237,12 +237,12 @@ class Job:
 
     def run_tokenizer(self) -> StageResult:
         cleaned = self._out / CLEANED_FILE
+        documents = Documents(cleaned)
         fields = ("vocab_size", "tokenizer_megabytes", "seed", "template")
         key = self.key("tokenizer", fields, text=file_sha256(cleaned), learner=_learner())
         # One that must stay because a run was trained with it may be what would be learned anyway: nothing is redone.
         if self.given is not None and (self.settings.tokenizer is not None or not self.workspace.has("tokenizer", key)):
             return self._take_tokenizer(self.given)
-        documents = Documents(cleaned)
         chosen = _drawn_documents(documents, int(self.settings.tokenizer_megabytes * 1e6), self.settings.seed)
         self.watcher.start("tokenizer", int(documents.sizes()[chosen].sum()))
         return self.workspace.run(

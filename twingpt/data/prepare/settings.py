@@ -118,6 +118,9 @@ class PrepareOptions(TypedDict, total=False):
     boilerplate: bool
     encoding: str | None
     max_undecodable: float
+    separator: str
+    keep_layout: bool
+    tokenizer: str | None
     seed: int
 
 
