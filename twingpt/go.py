@@ -17,6 +17,7 @@ from rich.console import Console
 from twingpt.core.backend import BackendName, DeviceChoice
 from twingpt.core.engines import find_engine, how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import mark, os_reason, padded, tr
 from twingpt.core.params import parameter_count
 from twingpt.data.prepare.pipeline import PrepareSettings, Watcher, prepare
 from twingpt.data.prepare.stages import Report
@@ -79,7 +80,9 @@ class State:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
-            raise TwinGPTError(f"{out / STATE_FILE} cannot be read: delete {out}, or give another --out") from None
+            raise TwinGPTError(
+                tr("{path} cannot be read: delete {out}, or give another --out", path=out / STATE_FILE, out=out)
+            ) from None
 
     def save(self, out: Path) -> None:
         """Raises TwinGPTError if it cannot be written."""
@@ -87,7 +90,9 @@ class State:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / STATE_FILE, json.dumps(asdict(self)).encode())
         except OSError as error:
-            raise TwinGPTError(f"{out / STATE_FILE} cannot be written: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("{path} cannot be written: {reason}", path=out / STATE_FILE, reason=os_reason(error))
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +131,12 @@ def begun(raw: Sequence[str], out: Path) -> State | None:
     text, state = _fingerprint(raw), State.load(out)
     if state is None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out} exists, and `twingpt go` did not make it: give another --out")
+            raise UsageError(tr("{out} exists, and `twingpt go` did not make it: give another --out", out=out))
         return None
     if state.text != text:
-        raise UsageError(f"{out} was begun with another text than {' '.join(raw)} has now: give another --out")
+        raise UsageError(
+            tr("{out} was begun with another text than {raw} has now: give another --out", out=out, raw=" ".join(raw))
+        )
     return state
 
 
@@ -145,7 +152,13 @@ def go(journey: Journey, seconds: float) -> None:
         state = State(text=_fingerprint(journey.raw), seconds=seconds)
         state.save(journey.out)
     elif state.seconds != seconds:
-        journey.say(f"note: {journey.out} was begun with --time {_seconds(state.seconds)}, which counts")
+        journey.say(
+            tr(
+                "note: {out} was begun with --time {seconds}, which counts",
+                out=journey.out,
+                seconds=_seconds(state.seconds),
+            )
+        )
     report = _prepare(journey)
     if state.training is None:
         state = _plan(journey, state, report, state.seconds - (time.monotonic() - started))
@@ -155,23 +168,31 @@ def go(journey: Journey, seconds: float) -> None:
 
 def _fingerprint(raw: Sequence[str]) -> str:
     if "-" in raw:
-        raise UsageError("go reads files and folders, to go on where it was interrupted: save the text in a file first")
+        raise UsageError(
+            tr("go reads files and folders, to go on where it was interrupted: save the text in a file first")
+        )
     return inputs.fingerprint_of_all(map(inputs.fingerprint, inputs.find_sources(raw).sources))
 
 
 def _prepare(journey: Journey) -> Report:
     console = journey.console
-    console.rule("1. prepare the text", align="left")
+    console.rule(tr("1. prepare the text"), align="left")
     started = time.monotonic()
     with journey.watcher as watcher:
         prepared = prepare(journey.raw, journey.data, PrepareSettings(template=_template(journey)), watcher=watcher)
     report = prepared.report
-    kept = ", kept from before" if all(prepared.reused.values()) else ""
+    kept = tr(", kept from before") if all(prepared.reused.values()) else ""
     journey.say(
-        f"{_documents(report['clean']['documents'])}, {report['library']['passages']:,} passages, "
-        f"{report['pack']['train_tokens']:,} tokens to train on ({_seconds(time.monotonic() - started)}{kept})"
+        tr(
+            "{documents}, {passages:,} passages, {train_tokens:,} tokens to train on ({seconds}{kept})",
+            documents=_documents(report["clean"]["documents"]),
+            passages=report["library"]["passages"],
+            train_tokens=report["pack"]["train_tokens"],
+            seconds=_seconds(time.monotonic() - started),
+            kept=kept,
+        )
     )
-    journey.say(f'from now on: twingpt ask {shlex.quote(str(journey.data))} "..."')
+    journey.say(tr('from now on: twingpt ask {data} "..."', data=shlex.quote(str(journey.data))))
     return report
 
 
@@ -186,15 +207,15 @@ def _template(journey: Journey) -> Template:
             break
     if hangul >= KOREAN * letters:
         return "qa"
-    journey.say("this text is not Korean: the model is trained on the text alone, without questions and answers")
+    journey.say(tr("this text is not Korean: the model is trained on the text alone, without questions and answers"))
     return "plain"
 
 
 def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
-    journey.console.rule("2. choose a model", align="left")
+    journey.console.rule(tr("2. choose a model"), align="left")
     backends = [journey.backend] if journey.backend else installed_backends()
     if not backends:
-        raise TwinGPTError(f"no engine is installed: {how_to_install()}")
+        raise TwinGPTError(tr("no engine is installed: {advice}", advice=how_to_install()))
     started = time.monotonic()
     manifest = Manifest.load(journey.data)
     text_tokens = round(report["clean"]["cleaned_bytes"] / report["pack"]["bytes_per_token"])
@@ -203,7 +224,7 @@ def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
     def training_time() -> float:
         return max(left - (time.monotonic() - started), least)
 
-    with journey.console.status("timing some updates"):
+    with journey.console.status(tr("timing some updates")):
         plan = plan_training(
             text_tokens=text_tokens,
             vocab_size=manifest.vocab_size,
@@ -234,13 +255,20 @@ def _plan(journey: Journey, state: State, report: Report, left: float) -> State:
 
 
 def _plan_line(plan: Plan, manifest: Manifest) -> str:
-    shape = f"{plan.model['n_layer']} layers x {plan.model['n_embd']}"
-    line = (
-        f"{plan.parameters:,} parameters ({shape}), {plan.steps:,} updates of {plan.train['batch_size']} x "
-        f"{manifest.block_size} tokens, {plan.rounds:.1f} rounds of the text, about "
-        f"{_seconds(plan.steps * plan.step_seconds)}"
+    shape = tr("{n_layer} layers x {n_embd}", n_layer=plan.model["n_layer"], n_embd=plan.model["n_embd"])
+    line = tr(
+        "{parameters:,} parameters ({shape}), {steps:,} updates of {batch_size} x "
+        "{block_size} tokens, {rounds:.1f} rounds of the text, about "
+        "{duration}",
+        parameters=plan.parameters,
+        shape=shape,
+        steps=plan.steps,
+        batch_size=plan.train["batch_size"],
+        block_size=manifest.block_size,
+        rounds=plan.rounds,
+        duration=_seconds(plan.steps * plan.step_seconds),
     )
-    return line if plan.short_of == "time" else f"{line}: after more it would know this text by heart"
+    return line if plan.short_of == "time" else tr("{line}: after more it would know this text by heart", line=line)
 
 
 def _write_recipe(journey: Journey, plan: Plan) -> None:
@@ -248,13 +276,15 @@ def _write_recipe(journey: Journey, plan: Plan) -> None:
     try:
         write_whole(journey.out / RECIPE_FILE, tomli_w.dumps({"model": plan.model, "train": train}).encode())
     except OSError as error:
-        raise TwinGPTError(f"{journey.out / RECIPE_FILE} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(
+            tr("{path} cannot be written: {reason}", path=journey.out / RECIPE_FILE, reason=os_reason(error))
+        ) from None
 
 
 def _train(journey: Journey, state: State) -> None:
-    journey.console.rule("3. train", align="left")
+    journey.console.rule(tr("3. train"), align="left")
     if state.turn is None and journey.step >= state.steps:
-        journey.say(f"done before: step {state.steps:,}")
+        journey.say(tr("done before: step {steps:,}", steps=state.steps))
         return
     began_at, started = journey.step, time.monotonic()
     if state.turn is not None:
@@ -302,10 +332,11 @@ def _train_to(journey: Journey, state: State, options: list[str]) -> None:
 
 
 def _tell(journey: Journey, report: Report) -> None:
-    journey.console.rule("4. what came of it", align="left")
+    journey.console.rule(tr("4. what came of it"), align="left")
     for name, value in summary(journey.run, report).items():
-        journey.say(f"{name:<8} {value}")
-    journey.say(f'{"next":<8} twingpt ask {shlex.quote(str(journey.run))} "..."')
+        journey.say(f"{padded(tr(name), 8)} {value}")
+    following = padded(tr("next"), 8)
+    journey.say(f'{following} twingpt ask {shlex.quote(str(journey.run))} "..."')
 
 
 def summary(run: Path, report: Report) -> dict[str, str]:
@@ -314,29 +345,43 @@ def summary(run: Path, report: Report) -> dict[str, str]:
     spec, clean = config.model, report["clean"]
     evaluations = [line for line in lines if "bits_per_byte" in line]
     last, best = evaluations[-1], min(evaluations, key=lambda line: float(line["val_loss"]))
-    loss = f"{last['bits_per_byte']:.3f} bits per byte on {_judged(report)}"
+    loss = tr(
+        "{bits_per_byte:.3f} bits per byte on {judged}", bits_per_byte=last["bits_per_byte"], judged=_judged(report)
+    )
     if best["step"] != last["step"]:
-        loss += f" (best: {best['bits_per_byte']:.3f} at step {best['step']:,}, which is {run / 'best'})"
+        loss += tr(
+            " (best: {bits_per_byte:.3f} at step {step:,}, which is {path})",
+            bits_per_byte=best["bits_per_byte"],
+            step=best["step"],
+            path=run / "best",
+        )
     engines = dict.fromkeys(find_engine(each.backend).title for each in read_sessions(run))
     took = config.train.steps * (seconds_per_step(run) or 0.0)
     return {
-        "text": f"{_size(clean['cleaned_bytes'])}, {_documents(clean['documents'])}",
-        "model": f"{parameter_count(spec):,} parameters ({spec.n_layer} layers x {spec.n_embd}), "
-        f"{config.train.steps:,} updates in {_seconds(took)} with {' and '.join(engines)}",
-        "loss": loss,
-        "library": f"{report['library']['passages']:,} passages to answer from",
+        mark("text"): f"{_size(clean['cleaned_bytes'])}, {_documents(clean['documents'])}",
+        mark("model"): tr(
+            "{parameters:,} parameters ({n_layer} layers x {n_embd}), {steps:,} updates in {took} with {engines}",
+            parameters=parameter_count(spec),
+            n_layer=spec.n_layer,
+            n_embd=spec.n_embd,
+            steps=config.train.steps,
+            took=_seconds(took),
+            engines=tr(" and ").join(engines),
+        ),
+        mark("loss"): loss,
+        mark("library"): tr("{passages:,} passages to answer from", passages=report["library"]["passages"]),
     }
 
 
 def _judged(report: Report) -> str:
     held_out: int = report["pack"]["val_documents"]
     if held_out:
-        return f"{_documents(held_out)} that it was not trained on"
-    return "its own training text, as there was too little to hold any out"
+        return tr("{held_out} that it was not trained on", held_out=_documents(held_out))
+    return tr("its own training text, as there was too little to hold any out")
 
 
 def _documents(number: int) -> str:
-    return f"{number:,} document{'' if number == 1 else 's'}"
+    return tr("{number:,} document", number=number) if number == 1 else tr("{number:,} documents", number=number)
 
 
 def _size(size: int) -> str:

@@ -11,6 +11,7 @@ import typer
 from twingpt.commands.options import Device, Json, TrainingBackend, seconds_of, with_given
 from twingpt.console import print_json
 from twingpt.core.errors import RestartError
+from twingpt.core.language import tr
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 from twingpt.training.recipe import TrainConfig
@@ -173,7 +174,9 @@ def train(
         try:
             run_shown(session, out, stop_at, console, stop_after=seconds, estimate_time=not as_json, trackers=log or ())
         except RestartError as error:
-            console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                tr("{error}; starting a fresh process", error=error), markup=False, highlight=False, soft_wrap=True
+            )
             restart(arguments, out, error.micro_batch)
     if as_json and session.world.rank == 0:
         from twingpt.training.log import read_metrics
@@ -192,7 +195,7 @@ def launch_on(hosts: str, backend: str, arguments: list[str]) -> None:
     lines = start(launch)
     launcher = find_engine(backend).launcher
     assert launcher is not None
-    typer.echo(f"{launcher.name} starts only the ranks of its own machine. Type, in any order:")
+    typer.echo(tr("{launcher} starts only the ranks of its own machine. Type, in any order:", launcher=launcher.name))
     for line in lines:
         typer.echo(f"  {line}")
 
