@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
+from twingpt.core.language import mark
 from twingpt.data.text.forms.form import ReadAs, TextForm
 
 # Lines of `key: value`, with lists and further lines of a value indented or after a hyphen.
@@ -25,7 +26,7 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
     if found is None:
         yield from chain([first], pieces)
         return
-    read_as.changes.count("front matter dropped but for its title")
+    read_as.changes.count(mark("front matter dropped but for its title"))
     body = first[found.end() :]
     title = _TITLE.search(found[1])
     if title and title[2] not in body[: len(title[2]) + 20]:
@@ -34,4 +35,4 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
     yield from pieces
 
 
-MARKDOWN = TextForm("Markdown with front matter", _is_front_matter, _read)
+MARKDOWN = TextForm(mark("Markdown with front matter"), _is_front_matter, _read)
