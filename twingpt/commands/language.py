@@ -58,7 +58,7 @@ def speak(command: Any) -> None:
     for each in _commands(command):
         each.get_usage = partial(_usage, each.get_usage)
         each.get_help_option = partial(_help_option, each.get_help_option)
-    Text.rstrip_end = _rstrip_end  # type: ignore[method-assign]
+    Text.rstrip_end = _rstrip_end  # type: ignore[method-assign, assignment]
 
 
 def _commands(command: Any) -> Iterator[Any]:
@@ -163,5 +163,5 @@ def _refusing() -> Iterator[None]:
     except TyperException as error:
         if language() != "en" and hasattr(error, "format_message"):
             said = refusal(error.format_message())
-            error.format_message = lambda: said
+            error.format_message = lambda: said  # type: ignore[method-assign]
         raise
