@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow lint clean
+.PHONY: setup demo test slow lint catalogue clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Brings the Korean catalogue up to date with what the code says, and compiles it: both are committed.
+catalogue: setup
+	$(BIN)/python -m tests.catalogue
 
 clean:
 	rm -rf $(VENV) demo

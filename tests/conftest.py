@@ -10,6 +10,7 @@ import pytest
 from twingpt.checks.parity import perturbed
 from twingpt.core.backend import Backend, EngineConfig, create_backend
 from twingpt.core.engines import compared, find_engine
+from twingpt.core.language import choose
 from twingpt.core.spec import GPTSpec
 from twingpt.data.tokens.manifest import Manifest, Split
 from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
@@ -18,6 +19,10 @@ from twingpt.data.tokens.tokenizer import Tokenizer, train_tokenizer
 find_engine("mlx").prepare()
 
 EXAMPLE = Path(__file__).parents[1] / "twingpt" / "examples" / "ph_life_ko.txt"
+
+
+# The tests read what is said in English, in whatever language their reader's computer speaks.
+choose("en")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -144,7 +144,7 @@ NAMED = {
     ("commands/train.py", "its help"): "Let PyTorch run on the CPU, slowly, what has no Metal kernel",
     ("weights/foreign.py", "a format of foreign files"): "torch",
     ("weights/foreign.py", "reads foreign files"): "reading a .pt file needs torch",
-    ("weights/foreign.py", "what it says of one"): " cannot be read as a torch checkpoint",
+    ("weights/foreign.py", "what it says of one"): "{path} cannot be read as a torch checkpoint",
     ("interchange/convert.py", "the same format"): "torch",
     ("interchange/model_card.py", "what the Hub calls the library of mlx-lm's models"): "mlx",
     ("checks/parity.py", "transformers is an opinion from outside, and computes in PyTorch"): "torch",

@@ -2,20 +2,23 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from twingpt import __version__
 from twingpt.commands import ask, bench, convert, data, distill, generate, go, plan, report, serve, train
+from twingpt.commands.language import SpokenGroup, chosen_language, speak
 from twingpt.commands.options import AnyBackend, Device, EngineCommand, Json
 from twingpt.console import fail, print_json
 from twingpt.core.errors import StoppedError, TwinGPTError
+from twingpt.core.language import tr
 
 Details = Annotated[bool, typer.Option("--details", "-v", help="Show everything that was measured, too.")]
 
 app = typer.Typer(
     name="twingpt",
+    cls=SpokenGroup,
     help="Train your own GPT from one text file, in PyTorch (MPS) or MLX, with checkpoints that belong to neither.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -47,6 +50,14 @@ def _version(value: bool) -> None:
 @app.callback()
 def _options(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    lang: Annotated[
+        Literal["ko", "en"] | None,
+        typer.Option(
+            help="Language, here or after a command: ko or en.",
+            metavar="LANGUAGE",
+            show_default="that of this computer",
+        ),
+    ] = None,
 ) -> None:
     pass
 
@@ -67,7 +78,7 @@ def parity(
     else:
         print_ladder(rungs, details=details)
     if not all(rung.passed for rung in rungs):
-        raise TwinGPTError("the two engines differ by more than rounding: see the rungs that failed")
+        raise TwinGPTError(tr("the two engines differ by more than rounding: see the rungs that failed"))
 
 
 @app.command()
@@ -78,14 +89,16 @@ def doctor(device: Device = "auto", details: Details = False, as_json: Json = Fa
     from twingpt.checks.doctor import run_doctor
     from twingpt.checks.findings import print_report
 
-    with Console(stderr=True).status("checking") as status:
-        report = run_doctor(device, lambda text: status.update(f"checking {text}"))
+    with Console(stderr=True).status(tr("checking")) as status:
+        report = run_doctor(device, lambda text: status.update(tr("checking {text}", text=text)))
     if as_json:
         print_json(report.to_dict())
     else:
         print_report(report, details=details)
     if report.failed:
-        raise TwinGPTError(f"{len(report.failed)} checks failed on this machine: see what to do beside each")
+        raise TwinGPTError(
+            tr("{checks} checks failed on this machine: see what to do beside each", checks=len(report.failed))
+        )
 
 
 @app.command(cls=EngineCommand)
@@ -106,10 +119,12 @@ def demo(
 
 def main() -> None:
     """Entry point: a user's mistake is one line and an exit code, never a traceback."""
-    arguments = sys.argv[1:]
     try:
+        arguments = chosen_language(sys.argv[1:])
+        command = typer.main.get_command(app)
+        speak(command)
         # A command that starts itself again finds them in its context.
-        app(arguments, obj=arguments)
+        command(arguments, obj=arguments)
     except TwinGPTError as error:
         fail(error)
     except StoppedError as stopped:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 
 
 def fail(error: TwinGPTError) -> NoReturn:
     """One line on stderr, and the exit code that goes with the error."""
-    print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    print(tr("error: {error}", error=error), file=sys.stderr)  # noqa: T201
     raise SystemExit(error.exit_code)
 
 

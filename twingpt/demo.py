@@ -12,6 +12,7 @@ from twingpt.answers.ask import ask_library
 from twingpt.core.backend import DeviceChoice
 from twingpt.core.engines import find_engine, how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import os_reason, tr
 from twingpt.core.sampling import Sampling
 from twingpt.data.files import LIBRARY_FILE
 from twingpt.data.library.search import Library
@@ -59,37 +60,48 @@ def run_demo(out: Path, backend: str | None, device: DeviceChoice, minutes: floa
     no engine is installed, StoppedError after an orderly stop of the training.
     """
     if not 0 < minutes <= 100_000:
-        raise UsageError(f"--minutes {minutes} cannot be meant: give a number above 0, up to 100,000")
+        raise UsageError(
+            tr("--minutes {minutes} cannot be meant: give a number above 0, up to 100,000", minutes=minutes)
+        )
     console = Console()
     if out.exists() and not (out / TEXT).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists, and is no demo: delete it, or choose another --out")
+        raise UsageError(tr("{out} exists, and is no demo: delete it, or choose another --out", out=out))
     engines = installed_backends()
     if not engines:
-        raise TwinGPTError(f"no engine is installed: {how_to_install()}")
+        raise TwinGPTError(tr("no engine is installed: {advice}", advice=how_to_install()))
     run = out / "run"
-    console.rule("1. prepare the example text")
+    console.rule(tr("1. prepare the example text"))
     manifest = prepare_example(out)
-    console.print(f"{manifest.train.tokens:,} tokens of {manifest.train.documents} documents", highlight=False)
-    console.rule("2. train")
+    console.print(
+        tr(
+            "{tokens:,} tokens of {documents} documents",
+            tokens=manifest.train.tokens,
+            documents=manifest.train.documents,
+        ),
+        highlight=False,
+    )
+    console.rule(tr("2. train"))
     first = train_first(out, manifest, [backend] if backend else engines, device, minutes, console)
     last = next((name for name in engines if name != first), first)
-    other = find_engine(last).title if last != first else "the same engine: the other one is not installed"
-    console.rule(f"3. go on in {other}")
+    other = find_engine(last).title if last != first else tr("the same engine: the other one is not installed")
+    console.rule(tr("3. go on in {other}", other=other))
     if left := steps_left(run):
         # Where the time was over before the updates were, it is the last ones that are left out.
         done = RunConfig.load(run).train.steps - left
         steps = [] if left <= RELAY_STEPS else ["--steps", str(done + RELAY_STEPS)]
         train_supervised(["--backend", last, "--device", device, "--resume", *steps], run, console)
-    console.print(f"trained to step {RunConfig.load(run).train.steps}", highlight=False)
-    console.rule("4. ask the text")
+    console.print(tr("trained to step {steps}", steps=RunConfig.load(run).train.steps), highlight=False)
+    console.rule(tr("4. ask the text"))
     ask(run, console)
-    console.rule("5. let the model write")
+    console.rule(tr("5. let the model write"))
     write(run, last, device, console)
     console.rule()
     shown = shlex.quote(str(run))
-    console.print(f'ask more:  twingpt ask {shown} "..."', markup=False, highlight=False)
-    console.print(f"the page:  twingpt serve {shown}   (http://127.0.0.1:8000/)", markup=False, highlight=False)
-    console.print("your text: twingpt go raw.txt --time 20m", markup=False, highlight=False)
+    console.print(tr('ask more:  twingpt ask {shown} "..."', shown=shown), markup=False, highlight=False)
+    console.print(
+        tr("the page:  twingpt serve {shown}   (http://127.0.0.1:8000/)", shown=shown), markup=False, highlight=False
+    )
+    console.print(tr("your text: twingpt go raw.txt --time 20m"), markup=False, highlight=False)
 
 
 def prepare_example(out: Path) -> Manifest:
@@ -98,7 +110,7 @@ def prepare_example(out: Path) -> Manifest:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / TEXT, (resources.files("twingpt.examples") / TEXT).read_bytes())
     except OSError as error:
-        raise TwinGPTError(f"{out / TEXT} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be written: {reason}", path=out / TEXT, reason=os_reason(error))) from None
     prepare([str(out / TEXT)], out / "data", PrepareSettings(vocab_size=VOCAB_SIZE))
     return Manifest.load(out / "data")
 
@@ -132,7 +144,9 @@ def planned(
     config = make_config(preset=PRESET, config_file=None, model=model, train=TRAIN, data="")
     seconds = {name: seconds_per_step(name, config, device) for name in engines}
     for name, each in seconds.items():
-        console.print(f"{find_engine(name).title}: {1 / each:.1f} updates/s here", highlight=False)
+        console.print(
+            tr("{engine}: {speed:.1f} updates/s here", engine=find_engine(name).title, speed=1 / each), highlight=False
+        )
     first = min(seconds, key=lambda name: seconds[name])
     return first, max(2 * RELAY_STEPS, round(minutes * 60 / seconds[first])) + RELAY_STEPS
 
@@ -145,7 +159,7 @@ def steps_left(run: Path, steps: int | None = None) -> int:
 
 def write(run: Path, backend: str, device: DeviceChoice, console: Console) -> None:
     """What the model says by itself, as what it is."""
-    console.print("작문 (free writing of a model trained for minutes: nothing in it is checked)", style="dim")
+    console.print(tr("작문 (free writing of a model trained for minutes: nothing in it is checked)"), style="dim")
     model = load(run, backend, device)
     console.print(WRITTEN, style="bold")
     sampling = Sampling(temperature=0.5, top_k=20)
@@ -166,5 +180,11 @@ def seconds_per_step(backend: str, config: RunConfig, device: DeviceChoice) -> f
     """Raises TwinGPTError if the demo's small batch does not fit into memory."""
     result = probe(config.model, config.train, backend, device, config.train.batch_size, MEASURED_STEPS)
     if not result.fits:
-        raise TwinGPTError(f"the demo's model does not fit into memory in {backend}: {result.reason}")
+        raise TwinGPTError(
+            tr(
+                "the demo's model does not fit into memory in {backend}: {reason}",
+                backend=backend,
+                reason=result.reason,
+            )
+        )
     return result.seconds_per_step

@@ -18,6 +18,7 @@ from twingpt.console import duration
 from twingpt.core.backend import BackendName, DeviceChoice
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import mark, os_reason, padded, tr
 from twingpt.core.params import parameter_count
 from twingpt.data.prepare.pipeline import PrepareSettings, Watcher, prepare
 from twingpt.data.prepare.stages import Report
@@ -57,7 +58,9 @@ class State:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
-            raise TwinGPTError(f"{out / STATE_FILE} cannot be read: delete {out}, or give another --out") from None
+            raise TwinGPTError(
+                tr("{path} cannot be read: delete {out}, or give another --out", path=out / STATE_FILE, out=out)
+            ) from None
 
     def save(self, out: Path) -> None:
         """Raises TwinGPTError if it cannot be written."""
@@ -65,7 +68,9 @@ class State:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / STATE_FILE, json.dumps(asdict(self)).encode())
         except OSError as error:
-            raise TwinGPTError(f"{out / STATE_FILE} cannot be written: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("{path} cannot be written: {reason}", path=out / STATE_FILE, reason=os_reason(error))
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +104,12 @@ def begun(raw: Sequence[str], out: Path) -> State | None:
     text, state = _fingerprint(raw), State.load(out)
     if state is None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out} exists, and `twingpt go` did not make it: give another --out")
+            raise UsageError(tr("{out} exists, and `twingpt go` did not make it: give another --out", out=out))
         return None
     if state.text != text:
-        raise UsageError(f"{out} was begun with another text than {' '.join(raw)} has now: give another --out")
+        raise UsageError(
+            tr("{out} was begun with another text than {raw} has now: give another --out", out=out, raw=" ".join(raw))
+        )
     return state
 
 
@@ -118,38 +125,52 @@ def go(journey: Journey, seconds: float) -> None:
         state = State(text=_fingerprint(journey.raw), seconds=seconds)
         state.save(journey.out)
     elif state.seconds != seconds:
-        journey.say(f"note: {journey.out} was begun with --time {duration(state.seconds)}, which counts")
+        journey.say(
+            tr(
+                "note: {out} was begun with --time {seconds}, which counts",
+                out=journey.out,
+                seconds=duration(state.seconds),
+            )
+        )
     report = _prepare(journey)
     training = _timed(journey)
     planned = timed.State.load(journey.out)
     if planned is None:
-        journey.console.rule("2. choose a model", align="left")
+        journey.console.rule(tr("2. choose a model"), align="left")
         whole = state.seconds
         planned = training.plan(lambda: max(whole - (time.monotonic() - started), LEAST_SHARE * whole))
-    journey.console.rule("3. train", align="left")
+    journey.console.rule(tr("3. train"), align="left")
     training.train(planned)
     _tell(journey, report)
 
 
 def _fingerprint(raw: Sequence[str]) -> str:
     if "-" in raw:
-        raise UsageError("go reads files and folders, to go on where it was interrupted: save the text in a file first")
+        raise UsageError(
+            tr("go reads files and folders, to go on where it was interrupted: save the text in a file first")
+        )
     return inputs.fingerprint_of_all(map(inputs.fingerprint, inputs.find_sources(raw).sources))
 
 
 def _prepare(journey: Journey) -> Report:
     console = journey.console
-    console.rule("1. prepare the text", align="left")
+    console.rule(tr("1. prepare the text"), align="left")
     started = time.monotonic()
     with journey.watcher as watcher:
         prepared = prepare(journey.raw, journey.data, PrepareSettings(template=_template(journey)), watcher=watcher)
     report = prepared.report
-    kept = ", kept from before" if all(prepared.reused.values()) else ""
+    kept = tr(", kept from before") if all(prepared.reused.values()) else ""
     journey.say(
-        f"{_documents(report['clean']['documents'])}, {report['library']['passages']:,} passages, "
-        f"{report['pack']['train_tokens']:,} tokens to train on ({duration(time.monotonic() - started)}{kept})"
+        tr(
+            "{documents}, {passages:,} passages, {train_tokens:,} tokens to train on ({seconds}{kept})",
+            documents=_documents(report["clean"]["documents"]),
+            passages=report["library"]["passages"],
+            train_tokens=report["pack"]["train_tokens"],
+            seconds=duration(time.monotonic() - started),
+            kept=kept,
+        )
     )
-    journey.say(f'from now on: twingpt ask {shlex.quote(str(journey.data))} "..."')
+    journey.say(tr('from now on: twingpt ask {data} "..."', data=shlex.quote(str(journey.data))))
     return report
 
 
@@ -164,7 +185,7 @@ def _template(journey: Journey) -> Template:
             break
     if hangul >= KOREAN * letters:
         return "qa"
-    journey.say("this text is not Korean: the model is trained on the text alone, without questions and answers")
+    journey.say(tr("this text is not Korean: the model is trained on the text alone, without questions and answers"))
     return "plain"
 
 
@@ -180,10 +201,11 @@ def _timed(journey: Journey) -> TimedTraining:
 
 
 def _tell(journey: Journey, report: Report) -> None:
-    journey.console.rule("4. what came of it", align="left")
+    journey.console.rule(tr("4. what came of it"), align="left")
     for name, value in summary(journey.run, report).items():
-        journey.say(f"{name:<8} {value}")
-    journey.say(f'{"next":<8} twingpt ask {shlex.quote(str(journey.run))} "..."')
+        journey.say(f"{padded(tr(name), 8)} {value}")
+    following = padded(tr("next"), 8)
+    journey.say(f'{following} twingpt ask {shlex.quote(str(journey.run))} "..."')
 
 
 def summary(run: Path, report: Report) -> dict[str, str]:
@@ -192,17 +214,29 @@ def summary(run: Path, report: Report) -> dict[str, str]:
     spec, clean = config.model, report["clean"]
     evaluations = [line for line in lines if "bits_per_byte" in line]
     last, best = evaluations[-1], min(evaluations, key=_bits)
-    loss = f"{_bits(last):.3f} bits per byte on {_judged(report)}"
+    loss = tr("{bits_per_byte:.3f} bits per byte on {judged}", bits_per_byte=_bits(last), judged=_judged(report))
     if best["step"] != last["step"]:
-        loss += f" (best: {_bits(best):.3f} at step {best['step']:,}, which is {run / 'best'})"
+        loss += tr(
+            " (best: {bits_per_byte:.3f} at step {step:,}, which is {path})",
+            bits_per_byte=_bits(best),
+            step=best["step"],
+            path=run / "best",
+        )
     engines = dict.fromkeys(find_engine(each.backend).title for each in read_sessions(run))
     took = config.train.steps * (seconds_per_step(run) or 0.0)
     return {
-        "text": f"{_size(clean['cleaned_bytes'])}, {_documents(clean['documents'])}",
-        "model": f"{parameter_count(spec):,} parameters ({spec.n_layer} layers x {spec.n_embd}), "
-        f"{config.train.steps:,} updates in {duration(took)} with {' and '.join(engines)}",
-        "loss": loss,
-        "library": f"{report['library']['passages']:,} passages to answer from",
+        mark("text"): f"{_size(clean['cleaned_bytes'])}, {_documents(clean['documents'])}",
+        mark("model"): tr(
+            "{parameters:,} parameters ({n_layer} layers x {n_embd}), {steps:,} updates in {took} with {engines}",
+            parameters=parameter_count(spec),
+            n_layer=spec.n_layer,
+            n_embd=spec.n_embd,
+            steps=config.train.steps,
+            took=duration(took),
+            engines=tr(" and ").join(engines),
+        ),
+        mark("loss"): loss,
+        mark("library"): tr("{passages:,} passages to answer from", passages=report["library"]["passages"]),
     }
 
 
@@ -214,14 +248,14 @@ def _bits(line: dict[str, Any]) -> float:
 def _judged(report: Report) -> str:
     held_out: int = report["pack"]["val_documents"]
     if held_out == report["clean"]["documents"] == 1:
-        return "a part of the text that it was not trained on"
+        return tr("a part of the text that it was not trained on")
     if held_out:
-        return f"{_documents(held_out)} that it was not trained on"
-    return "its own training text, as there was too little to hold any out"
+        return tr("{held_out} that it was not trained on", held_out=_documents(held_out))
+    return tr("its own training text, as there was too little to hold any out")
 
 
 def _documents(number: int) -> str:
-    return f"{number:,} document{'' if number == 1 else 's'}"
+    return tr("{number:,} document", number=number) if number == 1 else tr("{number:,} documents", number=number)
 
 
 def _size(size: int) -> str:

@@ -14,6 +14,7 @@ from twingpt.console import duration
 from twingpt.core.backend import BackendName, DeviceChoice
 from twingpt.core.engines import how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.data.files import REPORT_FILE
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.measure.sizing import Given, Plan, affordable, plan_training
@@ -62,7 +63,9 @@ class State:
             return None
         except (OSError, ValueError, TypeError):
             path = folder / STATE_FILE
-            raise TwinGPTError(f"{path} cannot be read: delete {folder}, or give another --out") from None
+            raise TwinGPTError(
+                tr("{path} cannot be read: delete {folder}, or give another --out", path=path, folder=folder)
+            ) from None
 
     def save(self, folder: Path) -> None:
         """Raises TwinGPTError if it cannot be written."""
@@ -98,9 +101,9 @@ class TimedTraining:
         """
         backends = [self.backend] if self.backend else installed_backends()
         if not backends:
-            raise TwinGPTError(f"no engine is installed: {how_to_install()}")
+            raise TwinGPTError(tr("no engine is installed: {advice}", advice=how_to_install()))
         manifest = Manifest.load(self.data)
-        with self.console.status("timing some updates"):
+        with self.console.status(tr("timing some updates")):
             plan = plan_training(
                 text_tokens=self._text_tokens(manifest),
                 vocab_size=manifest.vocab_size,
@@ -137,7 +140,7 @@ class TimedTraining:
         Raises StoppedError after an orderly stop of the training.
         """
         if state.turn is None and self.step >= state.steps:
-            self._say(f"done before: step {state.steps:,}")
+            self._say(tr("done before: step {steps:,}", steps=state.steps))
             return
         began_at, started = self.step, time.monotonic()
         if state.turn is not None:
@@ -186,22 +189,36 @@ class TimedTraining:
 
 def told(plan: Plan) -> list[str]:
     """What was chosen and why, a line each."""
-    train, layers, width = plan.train, plan.model["n_layer"], plan.model["n_embd"]
-    why = {
-        "time": "more time would make it better",
-        "text": "after more rounds it would know this text by heart",
-    }[plan.short_of]
+    train = plan.train
+    if plan.short_of == "time":
+        why = tr("more time would make it better")
+    else:
+        why = tr("after more rounds it would know this text by heart")
     lines = [
-        f"model: {plan.parameters:,} parameters ({layers} layers x {width}), the largest that text and time can teach",
-        f"updates: {plan.steps:,} of {train['batch_size']} x {plan.block_size} tokens, about "
-        f"{duration(plan.steps * plan.step_seconds)}",
-        f"epochs: {plan.rounds:.1f} rounds of the text, each cut anew; {why}",
+        tr(
+            "model: {parameters:,} parameters ({layers} layers x {width}), the largest that text and time can teach",
+            parameters=plan.parameters,
+            layers=plan.model["n_layer"],
+            width=plan.model["n_embd"],
+        ),
+        tr(
+            "updates: {steps:,} of {batch_size} x {block_size} tokens, about {time}",
+            steps=plan.steps,
+            batch_size=train["batch_size"],
+            block_size=plan.block_size,
+            time=duration(plan.steps * plan.step_seconds),
+        ),
+        tr("epochs: {rounds:.1f} rounds of the text, each cut anew; {why}", rounds=plan.rounds, why=why),
     ]
     if train.get("average") and train.get("decay_epochs"):
         lines.append(
-            f"against learning by heart: dropout {plan.model.get('dropout', 0.0):g}, weight decay over "
-            f"{train['decay_epochs']:g} epochs, and an average of the weights over the last "
-            f"{100 * train['average']:.0f} % of the updates"
+            tr(
+                "against learning by heart: dropout {dropout:g}, weight decay over {epochs:g} epochs, and an average "
+                "of the weights over the last {percent:.0f} % of the updates",
+                dropout=plan.model.get("dropout", 0.0),
+                epochs=train["decay_epochs"],
+                percent=100 * train["average"],
+            )
         )
     return lines
 
@@ -223,4 +240,4 @@ def _write(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be written: {reason}", path=path, reason=os_reason(error))) from None

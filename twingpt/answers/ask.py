@@ -7,6 +7,7 @@ from pathlib import Path
 from twingpt.answers.answer import Answer, Source
 from twingpt.answers.contacts import contact_section, same_form
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.data.contacts import standardise
 from twingpt.data.files import LIBRARY_FILE
 from twingpt.data.library.asked_contacts import asked_contact, named_contacts
@@ -39,7 +40,7 @@ def ask_library(library: Library, question: str, *, least_fit: float | None = No
     """
     question = cleaned(question)
     if not question:
-        raise UsageError("the question is empty: ask something")
+        raise UsageError(tr("the question is empty: ask something"))
     asked = asked_contact(question)
     if asked is not None and (named := named_contacts(library, asked)):
         return _contact_answer(library, question, named, alone=asked.last)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend, EngineConfig, State, create_backend
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.params import TOKEN_EMBEDDING, parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
@@ -58,7 +59,12 @@ class Movement:
         return not self.moved <= self.allowed
 
     def __str__(self) -> str:
-        return f"tokens after position {self.t} of {self.length} move what comes before by {self.moved:.2g}"
+        return tr(
+            "tokens after position {t} of {length} move what comes before by {moved:.2g}",
+            t=self.t,
+            length=self.length,
+            moved=self.moved,
+        )
 
 
 def probe_spec(spec: GPTSpec) -> GPTSpec:
@@ -157,7 +163,14 @@ def startup_check(name: str, spec: GPTSpec, config: EngineConfig) -> None:
         movement = worst(movements(probe, mode, [spec.block_size], config.precision))
         if movement.leaks:
             raise TwinGPTError(
-                f"{name} on {probe.device} computes attention wrongly in {config.precision} ({what}): {movement}; "
-                "a model trained so is worthless: try the other --precision, the other --backend or --device cpu, "
-                "and run `twingpt doctor`"
+                tr(
+                    "{name} on {device} computes attention wrongly in {precision} ({what}): {movement}; "
+                    "a model trained so is worthless: try the other --precision, the other --backend or --device cpu, "
+                    "and run `twingpt doctor`",
+                    name=name,
+                    device=probe.device,
+                    precision=config.precision,
+                    what=what,
+                    movement=movement,
+                )
             )

@@ -9,6 +9,7 @@ from twingpt.checks.arithmetic import CHECKS, Subject
 from twingpt.checks.findings import Check, Report
 from twingpt.core.backend import DeviceChoice
 from twingpt.core.engines import find_engine, how_to_install, installed_backends
+from twingpt.core.language import mark, tr
 
 
 def run_doctor(device: DeviceChoice = "auto", progress: Callable[[str], None] | None = None) -> Report:
@@ -16,10 +17,12 @@ def run_doctor(device: DeviceChoice = "auto", progress: Callable[[str], None] | 
 
     A check that cannot be carried out has failed, and says why; nothing is raised for it.
     """
-    report = Report(facts={"versions": machine.versions(), "machine": machine.machine()}, notes=machine.notes())
+    report = Report(
+        facts={mark("versions"): machine.versions(), mark("machine"): machine.machine()}, notes=machine.notes()
+    )
     names = installed_backends()
     if not names:
-        report.notes.append(f"no engine is installed: {how_to_install()}")
+        report.notes.append(tr("no engine is installed: {advice}", advice=how_to_install()))
     for name in names:
         try:
             engine = find_engine(name).operations(device)
@@ -30,7 +33,9 @@ def run_doctor(device: DeviceChoice = "auto", progress: Callable[[str], None] | 
         try:
             report.facts[name] = engine.facts()
         except Exception as error:
-            report.notes.append(f"what {name} says of its devices cannot be read: {_line(error)}")
+            report.notes.append(
+                tr("what {name} says of its devices cannot be read: {error}", name=name, error=_line(error))
+            )
         subject = Subject(engine, device)
         for title, check in CHECKS.items():
             if progress is not None:
@@ -56,7 +61,7 @@ def _broken(engine: str, device: str, name: str, error: Exception) -> Check:
         name=name,
         status="failed",
         detail=_line(error),
-        advice="use the other engine (--backend) or --device cpu, or install another release of the framework",
+        advice=tr("use the other engine (--backend) or --device cpu, or install another release of the framework"),
     )
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from twingpt.core.language import mark, tr
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -81,14 +83,27 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 def verdict(report: Report) -> str:
     """One line: whether what this machine computes is right."""
     ran = [check for check in report.checks if check.status != "skipped"]
-    places = list(dict.fromkeys(f"{check.engine} on {check.device}" for check in report.checks))
+    places = list(
+        dict.fromkeys(tr("{engine} on {device}", engine=check.engine, device=check.device) for check in report.checks)
+    )
     skipped = len(report.checks) - len(ran)
-    left_out = f"; {skipped} skipped" if skipped else ""
+    left_out = tr("; {skipped} skipped", skipped=skipped) if skipped else ""
     if not report.checks:
-        return "Nothing was checked: no engine is installed."
+        return tr("Nothing was checked: no engine is installed.")
     if report.failed:
-        return f"{len(report.failed)} of {len(ran)} checks failed ({', '.join(places)}){left_out}."
-    return f"Every check passed that this machine can run: {len(ran)} ({', '.join(places)}){left_out}."
+        return tr(
+            "{failed} of {ran} checks failed ({places}){left_out}.",
+            failed=len(report.failed),
+            ran=len(ran),
+            places=", ".join(places),
+            left_out=left_out,
+        )
+    return tr(
+        "Every check passed that this machine can run: {ran} ({places}){left_out}.",
+        ran=len(ran),
+        places=", ".join(places),
+        left_out=left_out,
+    )
 
 
 def print_report(report: Report, *, details: bool = False) -> None:
@@ -98,40 +113,42 @@ def print_report(report: Report, *, details: bool = False) -> None:
     console = Console()
     console.print(verdict(report), markup=False, highlight=False, soft_wrap=True)
     for check in report.failed:
-        line = f"failed: {check.engine}, {check.name}: {check.detail}"
+        line = tr("failed: {engine}, {check}: {detail}", engine=check.engine, check=tr(check.name), detail=check.detail)
         console.print(line, markup=False, highlight=False)
-        console.print(f"  what to do: {check.advice}", markup=False, highlight=False)
+        console.print(tr("  what to do: {advice}", advice=check.advice), markup=False, highlight=False)
     for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(tr("note: {note}", note=note), markup=False, highlight=False)
     if details:
         _print_details(report, console)
     else:
-        console.print("versions, this machine and every check: twingpt doctor --details", highlight=False)
+        console.print(tr("versions, this machine and every check: twingpt doctor --details"), highlight=False)
 
 
 def _print_details(report: Report, console: Console) -> None:
     from rich.table import Table
 
     for title, rows in report.facts.items():
-        table = Table(title=title, show_header=False, title_justify="left")
+        table = Table(title=tr(title), show_header=False, title_justify="left")
         for name, value in rows.items():
-            table.add_row(name, str(value))
+            table.add_row(tr(name), str(value))
         console.print(table)
-    table = Table(title="checks", title_justify="left")
-    for column in ("engine", "check", "measured", "tolerance", "unit", ""):
+    table = Table(title=tr("checks"), title_justify="left")
+    for column in (tr("engine"), tr("check"), tr("measured"), tr("tolerance"), tr("unit"), ""):
         table.add_column(column, overflow="fold")
-    colours = {"passed": "green", "failed": "red", "skipped": "yellow"}
+    colours = {mark("passed"): "green", mark("failed"): "red", mark("skipped"): "yellow"}
     for check in report.checks:
         table.add_row(
-            f"{check.engine} on {check.device}",
-            check.name,
+            tr("{engine} on {device}", engine=check.engine, device=check.device),
+            tr(check.name),
             "" if check.measured is None else f"{check.measured:.2g}",
             "" if check.tolerance is None else f"{check.tolerance:.2g}",
-            check.unit,
-            f"[{colours[check.status]}]{check.status}[/]",
+            tr(check.unit),
+            f"[{colours[check.status]}]{tr(check.status)}[/]",
         )
     console.print(table)
     for check in report.checks:
         if check.status == "skipped":
-            line = f"skipped: {check.engine}, {check.name}: {check.detail}"
+            line = tr(
+                "skipped: {engine}, {check}: {detail}", engine=check.engine, check=tr(check.name), detail=check.detail
+            )
             console.print(line, markup=False, highlight=False)

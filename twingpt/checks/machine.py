@@ -10,18 +10,19 @@ from pathlib import Path
 
 from twingpt import __version__
 from twingpt.core.engines import engines
+from twingpt.core.language import mark
 from twingpt.core.memory import gibibytes
 
 PACKAGES = ("numpy", "tokenizers", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    found = {"twingpt": __version__, "python": platform.python_version(), "system": _system()}
+    found = {"twingpt": __version__, "python": platform.python_version(), mark("system"): _system()}
     for package in (*(name for engine in engines() for name in engine.packages), *PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            found[package] = mark("not installed")
     return found
 
 
@@ -31,10 +32,10 @@ def machine() -> dict[str, str]:
     fallbacks = [engine.fallback for engine in known if engine.fallback]
     variables = [name for engine in known for name in engine.variables]
     return {
-        "chip": _chip() or "unknown",
-        "cores": str(os.cpu_count()),
-        "memory": gibibytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
-        **{name: os.environ.get(name, "not set") for name in fallbacks},
+        mark("chip"): _chip() or "unknown",
+        mark("cores"): str(os.cpu_count()),
+        mark("memory"): gibibytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        **{name: os.environ.get(name, mark("not set")) for name in fallbacks},
         **{name: os.environ[name] for name in variables if name in os.environ},
     }
 

@@ -18,6 +18,7 @@ from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, SoftTarget
 from twingpt.core.engines import compared, engines, framework_installed
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import initial_weights
+from twingpt.core.language import tr
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL, expected_shapes
@@ -348,7 +349,9 @@ def hugging_face_opinion(
     result = model.load_state_dict({name: torch.from_numpy(t) for name, t in tensors.items()}, strict=False)
     missing = [name for name in result.missing_keys if name != "lm_head.weight" or not spec.tie_embeddings]
     if missing or result.unexpected_keys:
-        raise TwinGPTError(f"transformers does not take our tensors: {missing or result.unexpected_keys}")
+        raise TwinGPTError(
+            tr("transformers does not take our tensors: {missing}", missing=missing or result.unexpected_keys)
+        )
     with torch.no_grad():
         logits = model(torch.from_numpy(inputs.astype(np.int64))).logits
         loss = torch.nn.functional.cross_entropy(
@@ -361,9 +364,20 @@ def verdict(rungs: list[Rung]) -> str:
     """One line: whether anything differs, and what was the first to."""
     failed = [rung for rung in rungs if not rung.passed]
     if failed:
-        first = f"{failed[0].model}, rung {failed[0].number}, {failed[0].name}"
-        return f"{len(failed)} of {len(rungs)} comparisons differ; the first: {first}."
-    return f"Every rung is the same: {len(rungs)} comparisons over {len({rung.model for rung in rungs})} models."
+        first = tr(
+            "{model}, rung {number}, {name}", model=failed[0].model, number=failed[0].number, name=failed[0].name
+        )
+        return tr(
+            "{failed} of {rungs} comparisons differ; the first: {first}.",
+            failed=len(failed),
+            rungs=len(rungs),
+            first=first,
+        )
+    return tr(
+        "Every rung is the same: {rungs} comparisons over {models} models.",
+        rungs=len(rungs),
+        models=len({rung.model for rung in rungs}),
+    )
 
 
 def print_ladder(rungs: list[Rung], *, details: bool = False) -> None:
@@ -377,17 +391,22 @@ def print_ladder(rungs: list[Rung], *, details: bool = False) -> None:
     console.print(verdict(rungs), soft_wrap=True, markup=False, highlight=False)
     shown = _worth_a_line(rungs) if details else [rung for rung in rungs if not rung.passed]
     if shown:
-        table = Table(title="parity of the two engines")
-        for column in ("model", "rung", "error", "tolerance", "unit", ""):
+        table = Table(title=tr("parity of the two engines"))
+        for column in (tr("model"), tr("rung"), tr("error"), tr("tolerance"), tr("unit"), ""):
             table.add_column(column, overflow="fold")
         for rung in shown:
-            mark = "[green]same[/green]" if rung.passed else "[red]DIFFERS[/red]"
+            colour, word = ("green", tr("same")) if rung.passed else ("red", tr("DIFFERS"))
             table.add_row(
-                rung.model, f"{rung.number} {rung.name}", f"{rung.error:.2g}", f"{rung.tolerance:.0g}", rung.unit, mark
+                rung.model,
+                f"{rung.number} {rung.name}",
+                f"{rung.error:.2g}",
+                f"{rung.tolerance:.0g}",
+                rung.unit,
+                f"[{colour}]{word}[/]",
             )
         console.print(table)
     if not details:
-        console.print("every rung with its error: twingpt parity --details", highlight=False)
+        console.print(tr("every rung with its error: twingpt parity --details"), highlight=False)
 
 
 def _worth_a_line(rungs: list[Rung]) -> list[Rung]:

@@ -12,6 +12,7 @@ import typer
 
 from twingpt.commands.options import Json
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 
 if TYPE_CHECKING:
     from twingpt.answers.answer import Answer
@@ -40,7 +41,7 @@ def ask(
     """
     lines: Iterator[str]
     if question is not None and questions is not None:
-        raise UsageError("give a question or --questions, not both")
+        raise UsageError(tr("give a question or --questions, not both"))
     with ExitStack() as stack:
         answer = _answerer(run, doc, stack)
         if questions is not None:
@@ -71,8 +72,11 @@ def _answerer(run: Path, doc: Path | None, stack: ExitStack) -> "Callable[[str],
     library = library_of(run)
     if template_of(library.parent) == "plain":
         sys.stderr.write(
-            f"{run} is plain text (prepare --template plain): what follows is found in the text, and a model of it "
-            "answers no questions\n"
+            tr(
+                "{run} is plain text (prepare --template plain): what follows is found in the text, and a model of it "
+                "answers no questions\n",
+                run=run,
+            )
         )
     return partial(ask_library, stack.enter_context(Library(library)))
 

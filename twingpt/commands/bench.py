@@ -8,6 +8,7 @@ import typer
 from twingpt.commands.options import ComparedBackends, Device, Json
 from twingpt.console import print_json
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def bench(
         precisions=_precisions(precision),
         seconds=seconds,
     )
-    with Console(stderr=True).status("measuring") as status:
+    with Console(stderr=True).status(tr("measuring")) as status:
         result = run_bench(request, status.update)
     if save is not None:
         append(save, result)
@@ -116,7 +117,7 @@ def tune(
     from twingpt.measure.tune import TuneRequest, best_of, candidates, train_command, write_config
 
     if out.exists():
-        raise UsageError(f"{out} exists: give another --out, or remove it")
+        raise UsageError(tr("{out} exists: give another --out, or remove it", out=out))
     shape = {"block_size": block_size, "vocab_size": vocab_size, "dropout": dropout}
     wanted = _config(preset, config, run, shape, {"batch_size": batch_size})
     request = TuneRequest(
@@ -130,7 +131,7 @@ def tune(
     )
     console = Console(stderr=as_json)
     tried: list[Candidate] = []
-    with console.status("trying") as status:
+    with console.status(tr("trying")) as status:
         for candidate in candidates(request, status.update):
             tried.append(candidate)
             _print_candidate(candidate, console)
@@ -141,8 +142,15 @@ def tune(
         print_json({"best": asdict(best), "tried": [asdict(each) for each in tried], "file": out, "train": command})
         return
     console.print(
-        f"fastest: {best.backend}, {best.precision}, {best.micro_batch} sequences at a time: "
-        f"{best.tokens_per_second:,.0f} tokens/s. Wrote {out}",
+        tr(
+            "fastest: {backend}, {precision}, {micro_batch} sequences at a time: "
+            "{tokens_per_second:,.0f} tokens/s. Wrote {out}",
+            backend=best.backend,
+            precision=best.precision,
+            micro_batch=best.micro_batch,
+            tokens_per_second=best.tokens_per_second,
+            out=out,
+        ),
         highlight=False,
         soft_wrap=True,
     )
@@ -155,7 +163,7 @@ def _config(
     from twingpt.measure.bench import load_config
 
     if run is not None and config_file is not None:
-        raise UsageError("give either --run or --config")
+        raise UsageError(tr("give either --run or --config"))
     given = [{name: value for name, value in part.items() if value is not None} for part in (model, train)]
     return load_config(preset=preset, config_file=config_file, run=run, model=given[0], train=given[1])
 
@@ -168,14 +176,22 @@ def _precisions(names: list[str] | None) -> list[Any]:
 
     for name in names or []:
         if name not in get_args(Precision):
-            raise UsageError(f"--precision {name}: choose one of {', '.join(get_args(Precision))}")
+            raise UsageError(
+                tr("--precision {name}: choose one of {choices}", name=name, choices=", ".join(get_args(Precision)))
+            )
     return list(dict.fromkeys(names or []))
 
 
 def _print_candidate(candidate: "Candidate", console: "Console") -> None:
-    what = f"{candidate.backend} on {candidate.device}, {candidate.precision}, {candidate.micro_batch} at a time: "
+    what = tr(
+        "{backend} on {device}, {precision}, {micro_batch} at a time: ",
+        backend=candidate.backend,
+        device=candidate.device,
+        precision=candidate.precision,
+        micro_batch=candidate.micro_batch,
+    )
     if candidate.fits:
         what += f"{candidate.tokens_per_second:,.0f} tokens/s, {candidate.peak_bytes / 1024**2:,.0f} MiB"
     else:
-        what += f"does not fit: {candidate.reason}"
+        what += tr("does not fit: {reason}", reason=candidate.reason)
     console.print(what, highlight=False, markup=False, soft_wrap=True)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from twingpt.core.language import tr
+
 
 def convert(
     source: Annotated[
@@ -69,4 +71,4 @@ def convert(
     )
     for note in notes:
         typer.echo(note)
-    typer.echo(f"wrote {target}")
+    typer.echo(tr("wrote {target}", target=target))

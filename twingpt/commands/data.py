@@ -10,6 +10,7 @@ import typer
 
 from twingpt.commands.options import Json, with_settings
 from twingpt.console import print_json
+from twingpt.core.language import tr
 from twingpt.data.prepare.settings import PrepareSettings
 
 if TYPE_CHECKING:
@@ -159,5 +160,5 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("interrupted: finished stages are kept, the same command goes on from there", err=True)
+        typer.echo(tr("interrupted: finished stages are kept, the same command goes on from there"), err=True)
         raise typer.Exit(130) from None

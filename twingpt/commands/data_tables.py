@@ -1,10 +1,13 @@
 """What `prepare` and `data inspect` show: bars while the stages run, tables of what they made."""
 
+import re
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from twingpt.core.language import mark, tr
 
 if TYPE_CHECKING:
     from twingpt.data.prepare.inspect import Inspection
@@ -14,11 +17,14 @@ if TYPE_CHECKING:
 MUCH = 0.05
 """A step that drops more of the text is warned of."""
 KEEP_WITH = {
-    "exact duplicates dropped": "--no-dedup keeps them",
-    "near duplicates dropped": "--no-dedup keeps them",
-    "boilerplate lines dropped": "--no-boilerplate keeps them",
-    "lines of only code, log, URL or emoji dropped": "they stay without --drop-junk",
+    mark("exact duplicates dropped"): mark("--no-dedup keeps them"),
+    mark("near duplicates dropped"): mark("--no-dedup keeps them"),
+    mark("boilerplate lines dropped"): mark("--no-boilerplate keeps them"),
+    mark("lines of only code, log, URL or emoji dropped"): mark("they stay without --drop-junk"),
 }
+STAGES = (mark("reading"), mark("clean"), mark("library"), mark("tokenizer"), mark("samples"), mark("pack"))
+SPLITS = (mark("train"), mark("val"))
+SAMPLE_KINDS = (mark("closed"), mark("open"), mark("summary"))
 LINE_EVERY_S = 10.0
 
 
@@ -37,7 +43,14 @@ class LinesNowAndThen:
         now = time.monotonic()
         if now - self._told >= LINE_EVERY_S:
             speed = self._done / (now - self._started)
-            sys.stderr.write(f"{self._stage}: {self._done / 1e6:,.1f} MB so far, {speed / 1e6:,.1f} MB/s\n")
+            sys.stderr.write(
+                tr(
+                    "{stage}: {done:,.1f} MB so far, {speed:,.1f} MB/s\n",
+                    stage=self._stage,
+                    done=self._done / 1e6,
+                    speed=speed / 1e6,
+                )
+            )
             sys.stderr.flush()
             self._told = now
 
@@ -75,9 +88,9 @@ def progress_bars() -> Any:
             before = self._progress.tasks[self._task]
             if before.total is None:
                 self._progress.update(self._task, total=before.completed)
-            self._task = self._progress.add_task(stage, total=total)
+            self._task = self._progress.add_task(tr(stage), total=total)
             if self._lines:
-                self._lines.start(stage)
+                self._lines.start(tr(stage))
 
         def advance(self, size: int) -> None:
             self._progress.advance(self._task, size)
@@ -86,7 +99,7 @@ def progress_bars() -> Any:
 
         def finish(self, result: Any) -> None:
             total = self._progress.tasks[self._task].total
-            note = " (kept)" if result.reused else ""
+            note = tr(" (kept)") if result.reused else ""
             description = f"{self._progress.tasks[self._task].description}{note}"
             self._progress.update(self._task, completed=total, description=description)
 
@@ -106,35 +119,54 @@ def show_summary(prepared: "Prepared", out: Path) -> None:
     console.print(table)
     changes: dict[str, Any] = report["clean"]["changes"] if "clean" in prepared.seconds else {}
     if changes:
-        console.print(Text("\nWhat cleaning changed", style="bold"))
+        console.print(Text(tr("\nWhat cleaning changed"), style="bold"))
     shares: dict[str, float] = report["clean"].get("dropped_shares", {}) if changes else {}
     for kind, change in changes.items():
-        share = f" ({shares[kind]:.1%} of the text)" if kind in shares else ""
-        console.print(Text(f"  {change['count']:>9,}  {kind}{share}"))
+        share = tr(" ({share:.1%} of the text)", share=shares[kind]) if kind in shares else ""
+        console.print(Text(f"  {change['count']:>9,}  {_shown_change(kind)}{share}"))
         for before, after in change["examples"][:1]:
-            console.print(Text(f"             {_line(before)} -> {_line(after) or '(dropped)'}", style="dim"))
+            after = _line(after) or tr("(dropped)")
+            console.print(Text(f"             {_line(before)} -> {after}", style="dim"))
     for kind, gone in shares.items():
         if gone > MUCH:
-            keep = f": {KEEP_WITH[kind]}" if kind in KEEP_WITH else ""
+            keep = f": {tr(KEEP_WITH[kind])}" if kind in KEEP_WITH else ""
             console.print(
-                Text(f"warning: {kind}: {gone:.1%} of the text is gone{keep}", style="yellow"), soft_wrap=True
+                Text(
+                    tr(
+                        "warning: {kind}: {gone:.1%} of the text is gone{keep}",
+                        kind=_shown_change(kind),
+                        gone=gone,
+                        keep=keep,
+                    ),
+                    style="yellow",
+                ),
+                soft_wrap=True,
             )
     shown: list[Any] = []
     if "pack" in prepared.seconds or "samples" in prepared.seconds:
         # Samples that were edited by hand are not those of the report any more.
         shown = (report.get("samples") or report["pack"]).get("shown", [])
     for number, sample in enumerate(shown, 1):
-        console.print(Text(f"\nSample {number}", style="bold"))
+        console.print(Text(tr("\nSample {number}", number=number), style="bold"))
         console.print(Text(_sample_text(sample)))
     seconds = ", ".join(
-        f"{name} {taken:.1f} s{' (kept)' if prepared.reused[name] else ''}" for name, taken in prepared.seconds.items()
+        tr("{stage} {seconds:.1f} s", stage=tr(name), seconds=taken) + (tr(" (kept)") if prepared.reused[name] else "")
+        for name, taken in prepared.seconds.items()
     )
     console.print(Text(f"\n{out}: {seconds}"))
     if "pack" in prepared.seconds:
         folder = shlex.quote(str(out))
         # A run beside DATA, and not in the folder where the command happens to be typed.
         run = shlex.quote(str(out.with_name("run" if out.name == "data" else f"{out.name}-run")))
-        console.print(Text(f'next: twingpt ask {folder} "..."\nnext: twingpt train --data {folder} --out {run}'))
+        console.print(
+            Text(
+                tr(
+                    'next: twingpt ask {folder} "..."\nnext: twingpt train --data {folder} --out {run}',
+                    folder=folder,
+                    run=run,
+                )
+            )
+        )
 
 
 def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -145,31 +177,90 @@ def _summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if clean:
         rows += _form_rows(clean)
         rows.append(
-            ("documents", f"{clean['documents']:,} ({clean['cleaned_bytes']:,} bytes of {clean['raw_bytes']:,})")
+            (
+                tr("documents"),
+                tr(
+                    "{documents:,} ({cleaned_bytes:,} bytes of {raw_bytes:,})",
+                    documents=clean["documents"],
+                    cleaned_bytes=clean["cleaned_bytes"],
+                    raw_bytes=clean["raw_bytes"],
+                ),
+            )
         )
-        rows.append(("duplicates", f"{clean['exact_duplicates']:,} exact, {clean['near_duplicates']:,} near, dropped"))
-        of = f" (numbers of {clean['country']} where the text names no other country)" if "country" in clean else ""
-        rows.append(("contacts", f"{clean['contacts']:,}{of}"))
+        rows.append(
+            (
+                tr("duplicates"),
+                tr(
+                    "{exact_duplicates:,} exact, {near_duplicates:,} near, dropped",
+                    exact_duplicates=clean["exact_duplicates"],
+                    near_duplicates=clean["near_duplicates"],
+                ),
+            )
+        )
+        of = (
+            tr(" (numbers of {country} where the text names no other country)", country=clean["country"])
+            if "country" in clean
+            else ""
+        )
+        rows.append((tr("contacts"), f"{clean['contacts']:,}{of}"))
     if library:
-        rows.append(("passages to find", f"{library['passages']:,}"))
+        rows.append((tr("passages to find"), f"{library['passages']:,}"))
     if tokenizer:
         taken = ""
         if "taken_from" in tokenizer:
-            taken = f" of {tokenizer['taken_from']}, as {tokenizer['why']}; --tokenizer new learns another"
-        rows.append(("vocabulary", f"{tokenizer['vocab_size']:,} tokens{taken}"))
+            taken = tr(
+                " of {taken_from}, as {why}; --tokenizer new learns another",
+                taken_from=tokenizer["taken_from"],
+                why=tr(tokenizer["why"]),
+            )
+        rows.append(
+            (tr("vocabulary"), tr("{vocab_size:,} tokens{taken}", vocab_size=tokenizer["vocab_size"], taken=taken))
+        )
     if samples:
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in samples["by_kind"].items())
-        rows.append(("samples", f"{samples['samples']:,} ({kinds}) from {samples['documents_used']:,} documents"))
+        kinds = ", ".join(
+            tr("{number:,} {kind}", number=number, kind=tr(kind)) for kind, number in samples["by_kind"].items()
+        )
+        rows.append(
+            (
+                tr("samples"),
+                tr(
+                    "{samples:,} ({kinds}) from {documents_used:,} documents",
+                    samples=samples["samples"],
+                    kinds=kinds,
+                    documents_used=samples["documents_used"],
+                ),
+            )
+        )
     if pack:
-        rows.append(("block size", f"{report['settings']['block_size']:,} tokens that the model sees at once"))
-        share = f" ({pack['val_share']:.1%} of the text)" if "val_share" in pack else ""
-        rows.append(("tokens", f"{pack['train_tokens']:,} to train on, {pack['val_tokens']:,} to validate{share}"))
-        rows.append(("bytes a token", f"{pack['bytes_per_token']:.2f}"))
+        rows.append(
+            (
+                tr("block size"),
+                tr("{block_size:,} tokens that the model sees at once", block_size=report["settings"]["block_size"]),
+            )
+        )
+        share = tr(" ({val_share:.1%} of the text)", val_share=pack["val_share"]) if "val_share" in pack else ""
+        rows.append(
+            (
+                tr("tokens"),
+                tr(
+                    "{train_tokens:,} to train on, {val_tokens:,} to validate{share}",
+                    train_tokens=pack["train_tokens"],
+                    val_tokens=pack["val_tokens"],
+                    share=share,
+                ),
+            )
+        )
+        rows.append((tr("bytes a token"), f"{pack['bytes_per_token']:.2f}"))
         if pack["layout"] == "rows":
-            rows.append(("samples that fit", f"{pack['fitting']:.1%} (longest {pack['longest']:,} tokens)"))
-            rows.append(("padding", f"{pack['waste']:.1%} of the tokens"))
+            rows.append(
+                (
+                    tr("samples that fit"),
+                    tr("{fitting:.1%} (longest {longest:,} tokens)", fitting=pack["fitting"], longest=pack["longest"]),
+                )
+            )
+            rows.append((tr("padding"), tr("{waste:.1%} of the tokens", waste=pack["waste"])))
         if pack["counted_share"] < 1:
-            rows.append(("counted", f"{pack['counted_share']:.1%} of the tokens"))
+            rows.append((tr("counted"), tr("{counted_share:.1%} of the tokens", counted_share=pack["counted_share"])))
     return rows
 
 
@@ -177,25 +268,45 @@ def _form_rows(clean: dict[str, Any]) -> list[tuple[str, str]]:
     """A line for each form that was read, unless all is plain text, and one for each that was not."""
     read: dict[tuple[str, str], list[int]] = {}
     for one in clean.get("read_as", []):
-        fields = f", text of {', '.join(one['fields'])}" if "fields" in one else ""
+        fields = tr(", text of {fields}", fields=", ".join(one["fields"])) if "fields" in one else ""
         read.setdefault((one["form"], fields), []).append(one["documents"])
     unread: dict[tuple[str, str], list[str]] = {}
     for one in clean.get("not_read", []):
         unread.setdefault((one["kind"], one["way_out"]), []).append(Path(one["name"]).name)
     rows = [
-        (f"read as {form}", f"{len(documents):,} {_files(len(documents))}, {sum(documents):,} documents{fields}")
+        (
+            tr("read as {form}", form=tr(form)),
+            tr(
+                "{files}, {documents:,} documents{fields}",
+                files=_files(len(documents)),
+                documents=sum(documents),
+                fields=fields,
+            ),
+        )
         for (form, fields), documents in read.items()
         if len(read) > 1 or form != "text"
     ]
     for (kind, way_out), names in unread.items():
         more = ", ..." if len(names) > 3 else ""
-        shown = f"{len(names):,} {_files(len(names))} ({', '.join(names[:3])}{more})"
-        rows.append((f"not read: {kind}", f"{shown}: {way_out}"))
+        shown = f"{_files(len(names))} ({', '.join(names[:3])}{more})"
+        rows.append((tr("not read: {kind}", kind=tr(kind)), f"{shown}: {tr(way_out)}"))
     return rows
 
 
 def _files(number: int) -> str:
-    return "file" if number == 1 else "files"
+    return tr("{number:,} file", number=number) if number == 1 else tr("{number:,} files", number=number)
+
+
+_READ_AS = re.compile(r"files read as (\S+?)( with a byte-order mark)?")
+
+
+def _shown_change(kind: str) -> str:
+    """What a report calls a change, in the reader's language."""
+    if (match := _READ_AS.fullmatch(kind)) is None:
+        return tr(kind)
+    if match[2]:
+        return tr("files read as {encoding} with a byte-order mark", encoding=match[1])
+    return tr("files read as {encoding}", encoding=match[1])
 
 
 def _line(text: str) -> str:
@@ -218,25 +329,35 @@ def show_inspection(inspection: "Inspection") -> None:
 
     console = Console()
     for number, sample in enumerate(inspection.samples, 1):
-        console.print(Text(f"Sample {number}", style="bold"))
+        console.print(Text(tr("Sample {number}", number=number), style="bold"))
         console.print(Text(sample + "\n"))
-    splits = Table("part", "tokens", "of text", "special", "padding", "documents", "bytes a token")
+    splits = Table(
+        tr("part"), tr("tokens"), tr("of text"), tr("special"), tr("padding"), tr("documents"), tr("bytes a token")
+    )
     for name, split in inspection.splits.items():
         numbers = [split[key] for key in ("tokens", "text_tokens", "special_tokens", "padding", "documents")]
-        splits.add_row(name, *(f"{number:,}" for number in numbers), f"{split['bytes_per_token']:.2f}")
+        splits.add_row(tr(name), *(f"{number:,}" for number in numbers), f"{split['bytes_per_token']:.2f}")
     console.print(splits)
     for title, tokens in (
-        ("longest tokens", inspection.longest_tokens),
-        ("most frequent tokens", inspection.most_frequent_tokens),
+        (tr("longest tokens"), inspection.longest_tokens),
+        (tr("most frequent tokens"), inspection.most_frequent_tokens),
     ):
-        table = Table("id", "text", "bytes", "in the data", title=title)
+        table = Table("id", tr("text"), tr("bytes"), tr("in the data"), title=title)
         for token in tokens:
             table.add_row(str(token["id"]), Text(repr(token["text"])), str(token["bytes"]), f"{token['count']:,}")
         console.print(table)
     console.print(
-        f"{inspection.vocab_size:,} tokens in the vocabulary, {inspection.unused_tokens:,} of them not in the data\n"
-        f"{inspection.everyday_syllables:,} of the {inspection.everyday_syllables_of:,} everyday Hangul syllables "
-        f"(KS X 1001) are one token\n"
-        f"{inspection.distinct_syllables_in_text:,} distinct syllables in the data; "
-        f"{inspection.share_of_syllables_whole:.1%} of all syllables lie whole in one token"
+        tr(
+            "{vocab_size:,} tokens in the vocabulary, {unused_tokens:,} of them not in the data\n"
+            "{everyday_syllables:,} of the {everyday_syllables_of:,} everyday Hangul syllables "
+            "(KS X 1001) are one token\n"
+            "{distinct_syllables_in_text:,} distinct syllables in the data; "
+            "{share_of_syllables_whole:.1%} of all syllables lie whole in one token",
+            vocab_size=inspection.vocab_size,
+            unused_tokens=inspection.unused_tokens,
+            everyday_syllables=inspection.everyday_syllables,
+            everyday_syllables_of=inspection.everyday_syllables_of,
+            distinct_syllables_in_text=inspection.distinct_syllables_in_text,
+            share_of_syllables_whole=inspection.share_of_syllables_whole,
+        )
     )

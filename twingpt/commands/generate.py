@@ -13,6 +13,7 @@ import typer
 from twingpt.commands.options import AnyBackend, Device, Json, Run
 from twingpt.console import print_json
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 
 if TYPE_CHECKING:
     from twingpt.core.sampling import Sampling
@@ -89,7 +90,7 @@ def generate(
 
     given = _prompts(prompt, question, prompts, questions, doc)
     if form == "answer" and not given.are_questions:
-        raise UsageError("--format answer goes with --question or --questions")
+        raise UsageError(tr("--format answer goes with --question or --questions"))
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -152,10 +153,10 @@ def _prompts(
 ) -> _Prompts:
     """Raises UsageError unless exactly one of the four says what to write, TwinGPTError for a file that has nothing."""
     if sum(given is not None for given in (prompt, question, prompts, questions)) != 1:
-        raise UsageError("give one of --prompt, --question, --prompts and --questions")
+        raise UsageError(tr("give one of --prompt, --question, --prompts and --questions"))
     are_questions = question is not None or questions is not None
     if doc is not None and not are_questions:
-        raise UsageError("--doc goes with --question or --questions")
+        raise UsageError(tr("--doc goes with --question or --questions"))
     from twingpt.generation.prompts import read_text
 
     text = None if doc is None else read_text(doc)
@@ -202,7 +203,7 @@ def evaluate(
     )
     model = load(run, backend, device)
     if Manifest.load(data).validation_split == "train":
-        typer.echo(f"{data} has no text held out: the loss is that of the training text", err=True)
+        typer.echo(tr("{data} has no text held out: the loss is that of the training text", data=data), err=True)
     with _answering(quiet=as_json) as watcher:
         result = evaluate_model(
             model,
@@ -216,7 +217,9 @@ def evaluate(
         )
     if samples is not None:
         if not result.answers:
-            raise TwinGPTError(f"{data} holds no question about a validation document: there is no answer to write")
+            raise TwinGPTError(
+                tr("{data} holds no question about a validation document: there is no answer to write", data=data)
+            )
         write_answers(samples, result.answers)
     shown, found = result.loss_figures(), result.figures
     if as_json:
@@ -225,9 +228,9 @@ def evaluate(
     else:
         from twingpt.commands.tables import print_columns, print_table
 
-        print_table("evaluation", shown)
+        print_table(tr("evaluation"), shown)
         if found:
-            print_columns("answers about validation documents", found)
+            print_columns(tr("answers about validation documents"), found)
 
 
 @contextmanager
@@ -242,7 +245,7 @@ def _answering(*, quiet: bool) -> "Iterator[Watcher]":
 
         class Bar(Watcher):
             def start(self, total: int) -> None:
-                self.task = progress.add_task("answering", total=total)
+                self.task = progress.add_task(tr("answering"), total=total)
 
             def advance(self) -> None:
                 progress.advance(self.task)

@@ -10,6 +10,7 @@ import typer
 from twingpt.commands.options import AnyBackend, Device, seconds_of
 from twingpt.core.engine_settings import DeviceChoice
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import padded, tr
 
 PORT = 8000
 PAGE = f"http://127.0.0.1:{PORT}/"
@@ -65,7 +66,7 @@ def go(
     try:
         go_all_the_way(journey, given)
     except KeyboardInterrupt:
-        console.print("interrupted: the same command goes on from here", markup=False)
+        console.print(tr("interrupted: the same command goes on from here"), markup=False)
         raise typer.Exit(130) from None
     import shlex
 
@@ -73,7 +74,7 @@ def go(
     if open_page and sys.stdin.isatty() and sys.stdout.isatty():
         _open(journey.run, backend, device, page)
     else:
-        console.print(f"{'page':<8} {page}   ({PAGE})", markup=False, highlight=False, soft_wrap=True)
+        console.print(padded(tr("page"), 8) + f" {page}   ({PAGE})", markup=False, highlight=False, soft_wrap=True)
 
 
 def _open(run: Path, backend: str | None, device: DeviceChoice, page: str) -> None:
@@ -85,7 +86,7 @@ def _open(run: Path, backend: str | None, device: DeviceChoice, page: str) -> No
         with contextlib.suppress(KeyboardInterrupt):
             serve(run, backend=backend, device=device, port=PORT if _is_free(PORT) else 0, open_page=True)
     except TwinGPTError as error:
-        typer.echo(f"no page: {error}; later: {page}", err=True)
+        typer.echo(tr("no page: {error}; later: {page}", error=error, page=page), err=True)
 
 
 def _is_free(port: int) -> bool:
@@ -102,11 +103,11 @@ def default_folder(raw: list[str]) -> Path:
 
 def _asked() -> float:
     if not sys.stdin.isatty():
-        raise UsageError("--time is missing: say how long all of it may take, such as --time 20m")
+        raise UsageError(tr("--time is missing: say how long all of it may take, such as --time 20m"))
     while True:
         try:
-            return seconds_of(input("How long may all of it take? (90s, 20m, 1h30m) "), "--time", LEAST)
+            return seconds_of(input(tr("How long may all of it take? (90s, 20m, 1h30m) ")), "--time", LEAST)
         except UsageError as error:
             sys.stderr.write(f"{error}\n")
         except EOFError:
-            raise UsageError("--time is missing: say how long all of it may take, such as --time 20m") from None
+            raise UsageError(tr("--time is missing: say how long all of it may take, such as --time 20m")) from None

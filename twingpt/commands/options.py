@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.presets import PRESETS
 from twingpt.core.setting import option_name
 
@@ -33,7 +34,7 @@ class EngineCommand(TyperCommand):
         listed = {
             _ALL: described(engine_names()),
             _COMPARED: described(list(compared())),
-            _COMPARED_OR_ALL: described(list(compared()), "all that are installed"),
+            _COMPARED_OR_ALL: described(list(compared()), tr("all that are installed")),
         }
         text: str = option.help  # type: ignore[attr-defined]
         for placeholder, engines in listed.items():
@@ -87,12 +88,22 @@ def seconds_of(duration: str, option: str, least: float = 1.0) -> float:
     """Seconds of a time such as 90s, 20m or 1h30m. Raises UsageError, which names the option, for what is none."""
     parts = _PARTS.fullmatch(duration.strip().lower())
     if parts is None or not parts[0]:
-        raise UsageError(f"{option} {duration} is no time: write it like 90s, 20m or 1h30m")
+        raise UsageError(
+            tr("{option} {duration} is no time: write it like 90s, 20m or 1h30m", option=option, duration=duration)
+        )
     hours, minutes, seconds = (float(part or 0) for part in parts.groups())
     total = 3600 * hours + 60 * minutes + seconds
     if not least <= total <= MOST_SECONDS:
         most = f"{MOST_SECONDS / 3600:,.0f}h"
-        raise UsageError(f"{option} {duration} cannot be meant: give {least:.0f}s or more, up to {most}")
+        raise UsageError(
+            tr(
+                "{option} {duration} cannot be meant: give {least:.0f}s or more, up to {most}",
+                option=option,
+                duration=duration,
+                least=least,
+                most=most,
+            )
+        )
     return total
 
 

@@ -8,6 +8,7 @@ import typer
 from twingpt.commands.options import ComparedBackend, Device, Json
 from twingpt.console import print_json
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -84,13 +85,13 @@ def plan(
     from twingpt.measure.plan_report import PlanRequest, plans, print_plans, to_dict
 
     if run is not None and config is not None:
-        raise UsageError("give either RUN or --config")
+        raise UsageError(tr("give either RUN or --config"))
     model = {"block_size": block_size, "vocab_size": vocab_size}
     train = {"batch_size": batch_size, "micro_batch": micro_batch, "optimizer": optimizer, "precision": precision}
     given = [{name: value for name, value in part.items() if value is not None} for part in (model, train)]
     wanted = load_config(preset=preset, config_file=config, run=run, model=given[0], train=given[1])
     links = _links(link, bandwidth, latency)
-    with Console(stderr=True).status("planning") as status:
+    with Console(stderr=True).status(tr("planning")) as status:
         machine = _machine(
             wanted.model,
             wanted.train,
@@ -121,7 +122,7 @@ def _links(names: list[str] | None, bandwidth: float | None, latency: float | No
 
     if bandwidth is None:
         if latency is not None:
-            raise UsageError("--latency belongs to --bandwidth: give both")
+            raise UsageError(tr("--latency belongs to --bandwidth: give both"))
         return list(dict.fromkeys(map(find_link, names))) if names else list(LINKS.values())
     return [*map(find_link, names or []), own_link(bandwidth, 0.2 if latency is None else latency)]
 
@@ -141,14 +142,14 @@ def _machine(
 
     name, cores, share = chip_options["chip"], chip_options["gpu_cores"], chip_options["share"]
     if measure and (name or tokens_per_second):
-        raise UsageError("--measure times this machine: leave --chip and --tokens-per-second away")
+        raise UsageError(tr("--measure times this machine: leave --chip and --tokens-per-second away"))
     if share and (measure or tokens_per_second):
-        raise UsageError("--share belongs to a chip of the table: leave it away where the speed is measured")
+        raise UsageError(tr("--share belongs to a chip of the table: leave it away where the speed is measured"))
     if cores is not None and name is None:
-        raise UsageError("--gpu-cores belongs to --chip: give both")
+        raise UsageError(tr("--gpu-cores belongs to --chip: give both"))
     chip = named_chip(name, cores) if name else this_chip()
     if tokens_per_second is not None:
-        source = f"as given: {tokens_per_second:,.0f} tokens/s"
+        source = tr("as given: {tokens_per_second:,.0f} tokens/s", tokens_per_second=tokens_per_second)
         on_gpu = chip if name or chip.gpu_cores else None
         return from_speed(chip.name, on_gpu, spec, config, tokens_per_second, source)
     if measure or (name is None and chip.flops is None):

@@ -7,6 +7,7 @@ import typer
 
 from twingpt.commands.options import Json
 from twingpt.console import print_json
+from twingpt.core.language import tr
 
 
 def report(
@@ -26,7 +27,7 @@ def report(
     from twingpt.report.run_page import write_report
 
     files = write_report(run, data, out)
-    typer.echo(f"wrote {files[0]} and {len(files) - 1} pictures beside it")
+    typer.echo(tr("wrote {file} and {pictures} pictures beside it", file=files[0], pictures=len(files) - 1))
 
 
 def compare(
@@ -47,4 +48,6 @@ def compare(
     else:
         print_comparison(comparison, Console())
     if out is not None:
-        typer.echo(f"wrote {files[0]} and {len(files) - 1} pictures beside it", err=as_json)
+        typer.echo(
+            tr("wrote {file} and {pictures} pictures beside it", file=files[0], pictures=len(files) - 1), err=as_json
+        )

@@ -7,6 +7,7 @@ import typer
 
 from twingpt.commands.options import AnyBackend
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 
 
 def serve(
@@ -62,11 +63,14 @@ def serve(
     from twingpt.serve.server import bind, serve_forever
 
     if api_key is not None and not api_key.strip():
-        raise UsageError("--api-key is empty")
+        raise UsageError(tr("--api-key is empty"))
     if not is_loopback(host) and api_key is None:
         raise UsageError(
-            f"--host {host} can be reached from other computers: give --api-key (or TWINGPT_API_KEY), "
-            "or listen on 127.0.0.1"
+            tr(
+                "--host {host} can be reached from other computers: give --api-key (or TWINGPT_API_KEY), "
+                "or listen on 127.0.0.1",
+                host=host,
+            )
         )
     origins = allowed_origins(allow_origin or (), api_key)
     listening = bind(host, port)
@@ -86,17 +90,24 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     base = f"http://{shown}:{listening.getsockname()[1]}"
     model = service.model.loaded
-    what = "no checkpoint yet"
+    what = tr("no checkpoint yet")
     if model is not None:
-        what = f"step {model.step}, {find_engine(model.engine.name).title} on {model.engine.device}"
+        what = tr(
+            "step {step}, {title} on {device}",
+            step=model.step,
+            title=find_engine(model.engine.name).title,
+            device=model.engine.device,
+        )
     console.print(f"{service.name}: {what}", markup=False, highlight=False)
-    console.print(f"page    {base}/", markup=False, highlight=False)
-    console.print(f"API     {base}/v1   (model {service.name!r})", markup=False, highlight=False)
+    console.print(tr("page    {base}/", base=base), markup=False, highlight=False)
+    console.print(
+        tr("API     {base}/v1   (model {service!r})", base=base, service=service.name), markup=False, highlight=False
+    )
     if not is_loopback(host):
         console.print(
-            "warning: HTTP is not encrypted: beyond a network you trust, put a TLS proxy in front", markup=False
+            tr("warning: HTTP is not encrypted: beyond a network you trust, put a TLS proxy in front"), markup=False
         )
-    console.print("Ctrl-C ends it", highlight=False)
+    console.print(tr("Ctrl-C ends it"), highlight=False)
     if open_page:
         import webbrowser
 

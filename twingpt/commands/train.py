@@ -12,6 +12,7 @@ from twingpt.commands.options import Device, Json, TrainingBackend, seconds_of, 
 from twingpt.console import print_json
 from twingpt.core.engine_settings import DeviceChoice
 from twingpt.core.errors import RestartError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 from twingpt.training.recipe import TrainConfig
@@ -238,7 +239,9 @@ def carry_out(
                 trackers=trackers or (),
             )
         except RestartError as error:
-            console.print(f"{error}; starting a fresh process", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                tr("{error}; starting a fresh process", error=error), markup=False, highlight=False, soft_wrap=True
+            )
             restart(arguments, out, error.micro_batch)
     if as_json and session.world.rank == 0:
         from twingpt.training.log import read_metrics
@@ -273,11 +276,16 @@ def train_within(
 
     for option, value in refused.items():
         if value:
-            raise UsageError(f"{option} and --time do not go together: --time plans a run of its own from its start")
+            raise UsageError(
+                tr(
+                    "{option} and --time do not go together: --time plans a run of its own from its start",
+                    option=option,
+                )
+            )
     if given["train"].get("steps") or given["train"].get("epochs"):
-        raise UsageError("--time finds out how many steps there is time for: leave out --steps and --epochs")
+        raise UsageError(tr("--time finds out how many steps there is time for: leave out --steps and --epochs"))
     if data is None:
-        raise UsageError("--data is missing: the folder that `twingpt prepare` wrote")
+        raise UsageError(tr("--data is missing: the folder that `twingpt prepare` wrote"))
     started = time.monotonic()
     settings = Given(**{**given, "preset": given["preset"] or PRESET})
     training = TimedTraining(
@@ -305,7 +313,7 @@ def launch_on(hosts: str, backend: str, arguments: list[str]) -> None:
     lines = start(launch)
     launcher = find_engine(backend).launcher
     assert launcher is not None
-    typer.echo(f"{launcher.name} starts only the ranks of its own machine. Type, in any order:")
+    typer.echo(tr("{launcher} starts only the ranks of its own machine. Type, in any order:", launcher=launcher.name))
     for line in lines:
         typer.echo(f"  {line}")
 

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Array
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 
 BUCKET = 64
 """Lengths are rounded up to this many tokens: Metal compiles a kernel for every new shape it meets."""
@@ -13,7 +14,7 @@ BUCKET = 64
 def attention_span(length: int, capacity: int) -> int:
     """How many cached positions to attend over: `length` rounded up to a bucket. Raises TwinGPTError when full."""
     if length > capacity:
-        raise TwinGPTError(f"the key-value cache holds {capacity} tokens and is full")
+        raise TwinGPTError(tr("the key-value cache holds {capacity} tokens and is full", capacity=capacity))
     return min(capacity, -(-length // BUCKET) * BUCKET)
 
 
@@ -29,7 +30,7 @@ def prefill_plan(tokens: Array, capacity: int) -> tuple[NDArray[np.int32], NDArr
     The padding does no harm: in a causal pass no real token sees it, and the next decode overwrites its first entry.
     """
     if len(tokens) == 0:
-        raise TwinGPTError("a prompt needs at least one token")
+        raise TwinGPTError(tr("a prompt needs at least one token"))
     padded = np.zeros(attention_span(len(tokens), capacity), dtype=np.int32)
     padded[: len(tokens)] = tokens
     return padded, np.arange(len(padded), dtype=np.int32)[None]

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.memory import Footprint, first_line
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ class Engine:
         if not self.installed:
             how = f": pip install 'twingpt[{self.extra}]'" if self.extra else ""
             needs = self.extra or self.framework
-            raise TwinGPTError(f"backend {self.name} needs {needs}, which is not installed{how}")
+            raise TwinGPTError(
+                tr("backend {name} needs {needs}, which is not installed{how}", name=self.name, needs=needs, how=how)
+            )
 
     def part(self, module: str) -> ModuleType:
         """A module of its folder, and with it the framework. Raises TwinGPTError if that is not installed."""
@@ -171,7 +174,7 @@ def engines() -> list[Engine]:
     """All of them, whether their framework is installed or not. Raises TwinGPTError if none is found."""
     records, _ = _found()
     if not records:
-        raise TwinGPTError(f"no engine is registered as {GROUP}: install twingpt again")
+        raise TwinGPTError(tr("no engine is registered as {group}: install twingpt again", group=GROUP))
     return list(records.values())
 
 
@@ -191,8 +194,10 @@ def find_engine(name: str) -> Engine:
             return engine
     _, broken = _found()
     if name in broken:
-        raise TwinGPTError(f"backend {name} cannot be loaded: {broken[name]}")
-    raise UsageError(f"unknown backend {name!r}: choose one of {', '.join(engine_names())}")
+        raise TwinGPTError(tr("backend {name} cannot be loaded: {reason}", name=name, reason=broken[name]))
+    raise UsageError(
+        tr("unknown backend {name!r}: choose one of {choices}", name=name, choices=", ".join(engine_names()))
+    )
 
 
 def compared() -> tuple[str, ...]:
@@ -205,7 +210,9 @@ def find_compared(name: str, *others: str) -> Engine:
     for engine in map(find_engine, compared()):
         if name == engine.name or name in engine.aliases:
             return engine
-    raise UsageError(f"unknown backend {name!r}: choose one of {', '.join((*others, *compared()))}")
+    raise UsageError(
+        tr("unknown backend {name!r}: choose one of {choices}", name=name, choices=", ".join((*others, *compared())))
+    )
 
 
 def default_engine() -> str:
@@ -219,19 +226,24 @@ def installed_backends() -> list[str]:
 
 
 def how_to_install() -> str:
-    return "pip install " + " or ".join(f"'twingpt[{find_engine(name).extra}]'" for name in compared())
+    return "pip install " + tr(" or ").join(f"'twingpt[{find_engine(name).extra}]'" for name in compared())
 
 
 def described(names: list[str], *more: str) -> str:
     """For a line of help: each engine with what it is, and what else can be chosen."""
     shown = [_described(find_engine(name)) for name in names] + list(more)
     *first, last = shown
-    return f"{', '.join(first)}{',' if len(first) > 1 else ''} or {last}" if first else last
+    if not first:
+        return last
+    listed = ", ".join(first) + ("," if len(first) > 1 else "")
+    return tr("{listed} or {last}", listed=listed, last=last)
 
 
 def _described(engine: Engine) -> str:
     title = "" if engine.title.lower() == engine.name else engine.title
-    same = f"{' and '.join(engine.aliases)} {'means' if len(engine.aliases) == 1 else 'mean'} the same"
+    one = len(engine.aliases) == 1
+    names = tr(" and ").join(engine.aliases)
+    same = tr("{names} means the same", names=names) if one else tr("{names} mean the same", names=names)
     inside = "; ".join(part for part in (title, same if engine.aliases else "") if part)
-    inside = ": ".join(part for part in (inside, engine.about) if part)
+    inside = ": ".join(part for part in (inside, tr(engine.about)) if part)
     return f"{engine.name} ({inside})" if inside else engine.name

@@ -1,5 +1,7 @@
 """Errors that the person at the keyboard can cause, each of one clear line."""
 
+from twingpt.core.language import tr
+
 
 class TwinGPTError(Exception):
     """What was wrong, where, and what to do, in one line. The command line prints it without a traceback.
@@ -28,7 +30,13 @@ class NotFiniteError(TwinGPTError):
     """
 
     def __init__(self, where: str, key: str) -> None:
-        super().__init__(f"{where} is of no use: {key} holds numbers that are not finite, as its training diverged")
+        super().__init__(
+            tr(
+                "{where} is of no use: {key} holds numbers that are not finite, as its training diverged",
+                where=where,
+                key=key,
+            )
+        )
         self.key = key
 
 
@@ -39,7 +47,7 @@ class OutOfMemoryError(TwinGPTError):
     """
 
     def __init__(self, reason: str, *, retry: bool) -> None:
-        super().__init__(f"out of memory: {reason}")
+        super().__init__(tr("out of memory: {reason}", reason=reason))
         self.retry = retry
 
 
@@ -50,7 +58,9 @@ class RestartError(TwinGPTError):
     """
 
     def __init__(self, problem: str, micro_batch: int) -> None:
-        super().__init__(f"{problem}: go on with --resume --micro-batch {micro_batch}")
+        super().__init__(
+            tr("{problem}: go on with --resume --micro-batch {micro_batch}", problem=problem, micro_batch=micro_batch)
+        )
         self.micro_batch = micro_batch
 
 
@@ -75,5 +85,9 @@ class PeerLostError(TwinGPTError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"another rank of this run is gone ({reason}): see what it said, then start all of them again with --resume"
+            tr(
+                "another rank of this run is gone ({reason}): see what it said, then start all of them again with "
+                "--resume",
+                reason=reason,
+            )
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +100,6 @@ def find_preset(name: str) -> Preset:
     try:
         return PRESETS[name]
     except KeyError:
-        raise UsageError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}") from None
+        raise UsageError(
+            tr("unknown preset {name!r}: choose one of {choices}", name=name, choices=", ".join(PRESETS))
+        ) from None

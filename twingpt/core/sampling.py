@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.setting import check_bounds, setting
 
 
@@ -55,7 +56,7 @@ def sample(
         scores[~allowed] = -np.inf
     highest = scores.max()
     if not np.isfinite(highest):
-        raise TwinGPTError("the model's logits are not finite: its training diverged, or the device computes wrong")
+        raise TwinGPTError(tr("the model's logits are not finite: its training diverged, or the device computes wrong"))
     if sampling.temperature == 0.0:
         return int(scores.argmax())
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 
 ScheduleKind = Literal["constant", "cosine", "wsd"]
 
@@ -27,10 +28,19 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0.0 <= self.floor <= self.peak:
             raise UsageError(
-                f"train.min_learning_rate = {self.floor} must lie between 0 and learning_rate = {self.peak}"
+                tr(
+                    "train.min_learning_rate = {floor} must lie between 0 and learning_rate = {peak}",
+                    floor=self.floor,
+                    peak=self.peak,
+                )
             )
         if not 0.0 <= self.decay_fraction <= 1.0:
-            raise UsageError(f"train.decay_fraction = {self.decay_fraction}: it must lie between 0 and 1")
+            raise UsageError(
+                tr(
+                    "train.decay_fraction = {decay_fraction}: it must lie between 0 and 1",
+                    decay_fraction=self.decay_fraction,
+                )
+            )
 
     def learning_rate(self, step: int) -> float:
         """The rate of update number `step`, counted from 0."""

@@ -5,6 +5,7 @@ from dataclasses import Field, field, fields
 from typing import Any
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import mark, tr
 
 LARGEST_SEED = 2**63 - 1
 """What TOML, SQLite and both frameworks can hold."""
@@ -45,13 +46,37 @@ def check_bounds(settings: Any, section: str | None = None) -> None:
             and not (isinstance(value, float) and not math.isfinite(value))
         ):
             continue
-        words = {"at least": least, "above": above, "at most": most, "below": below}
-        bounds = " and ".join(f"{word} {bound:,}" for word, bound in words.items() if bound is not None)
+        words = {
+            mark("at least {bound:,}"): least,
+            mark("above {bound:,}"): above,
+            mark("at most {bound:,}"): most,
+            mark("below {bound:,}"): below,
+        }
+        bounds = tr(" and ").join(tr(word, bound=bound) for word, bound in words.items() if bound is not None)
         if section is not None:
-            raise UsageError(f"{section}.{each.name} = {value}: it must be {bounds or 'a finite number'}")
+            raise UsageError(
+                tr(
+                    "{section}.{setting} = {value}: it must be {bounds}",
+                    section=section,
+                    setting=each.name,
+                    value=value,
+                    bounds=bounds or tr("a finite number"),
+                )
+            )
         if least is not None and above is None and below is None:
-            bounds = f"{least:,} or more" if most is None else f"{least:,} to {most:,}"
-        raise UsageError(f"{option_name(each)} {value} cannot be meant: give {bounds or 'a finite number'}")
+            bounds = (
+                tr("{least:,} or more", least=least)
+                if most is None
+                else tr("{least:,} to {most:,}", least=least, most=most)
+            )
+        raise UsageError(
+            tr(
+                "{option} {value} cannot be meant: give {bounds}",
+                option=option_name(each),
+                value=value,
+                bounds=bounds or tr("a finite number"),
+            )
+        )
 
 
 def option_name(setting: "Field[Any]") -> str:

@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.setting import check_bounds, setting
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu", "relu2"]
@@ -72,16 +73,34 @@ class GPTSpec:
         check_bounds(self, "model")
         if not self.head_size and self.n_embd % self.n_head:
             raise UsageError(
-                f"model.n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}: change one of them"
+                tr(
+                    "model.n_embd = {n_embd} is not a multiple of n_head = {n_head}: change one of them",
+                    n_embd=self.n_embd,
+                    n_head=self.n_head,
+                )
             )
         if self.n_head % self.kv_heads:
             raise UsageError(
-                f"model.n_head = {self.n_head} is not a multiple of n_kv_head = {self.n_kv_head}: change one of them"
+                tr(
+                    "model.n_head = {n_head} is not a multiple of n_kv_head = {n_kv_head}: change one of them",
+                    n_head=self.n_head,
+                    n_kv_head=self.n_kv_head,
+                )
             )
         if self.position == "rope" and self.head_dim % 2:
-            raise UsageError(f"a head of {self.head_dim} cannot be turned in pairs: rope needs an even model.head_size")
+            raise UsageError(
+                tr(
+                    "a head of {head_dim} cannot be turned in pairs: rope needs an even model.head_size",
+                    head_dim=self.head_dim,
+                )
+            )
         if self.head_dim > LARGEST_HEAD:
-            raise UsageError(f"a head of {self.head_dim:,} is too wide: raise model.n_head, or lower model.n_embd")
+            raise UsageError(
+                tr(
+                    "a head of {head_dim:,} is too wide: raise model.n_head, or lower model.n_embd",
+                    head_dim=self.head_dim,
+                )
+            )
 
     @property
     def head_dim(self) -> int:
@@ -124,14 +143,21 @@ def build(cls: type[T], values: dict[str, Any], section: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise UsageError(f"unknown setting {section}.{unknown[0]}: the settings of [{section}] are {', '.join(fields)}")
+        raise UsageError(
+            tr(
+                "unknown setting {section}.{setting}: the settings of [{section}] are {choices}",
+                section=section,
+                setting=unknown[0],
+                choices=", ".join(fields),
+            )
+        )
     missing = [
         name
         for name, field in fields.items()
         if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise UsageError(f"setting {section}.{missing[0]} is missing")
+        raise UsageError(tr("setting {section}.{setting} is missing", section=section, setting=missing[0]))
     return cls(**values)
 
 
@@ -142,10 +168,26 @@ def check_types(config: Any, section: str) -> None:
         choices = get_args(field.type)
         if choices and all(isinstance(choice, str) for choice in choices):
             if value not in choices:
-                raise UsageError(f"{section}.{field.name} = {value!r}: choose one of {', '.join(choices)}")
+                raise UsageError(
+                    tr(
+                        "{section}.{setting} = {value!r}: choose one of {choices}",
+                        section=section,
+                        setting=field.name,
+                        value=value,
+                        choices=", ".join(choices),
+                    )
+                )
             continue
         accepted = int | float if field.type is float else field.type
         wrong_bool = isinstance(value, bool) and field.type is not bool
         if isinstance(accepted, type | UnionType) and (not isinstance(value, accepted) or wrong_bool):
             kind = getattr(field.type, "__name__", str(field.type))
-            raise UsageError(f"{section}.{field.name} = {value!r}: a value of type {kind} is needed")
+            raise UsageError(
+                tr(
+                    "{section}.{setting} = {value!r}: a value of type {kind} is needed",
+                    section=section,
+                    setting=field.name,
+                    value=value,
+                    kind=kind,
+                )
+            )

@@ -8,6 +8,7 @@ from twingpt.core.backend import State
 from twingpt.core.engine_settings import OptimizerName
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import initial_weights
+from twingpt.core.language import tr
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
 
@@ -82,15 +83,30 @@ def check_state(spec: GPTSpec, state: State, optimizer: OptimizerName | None = N
     """
     found = state_optimizer(state)
     if optimizer is not None and found is not None and found != optimizer:
-        raise TwinGPTError(f"the state holds what {found} keeps, and cannot be gone on with by {optimizer}")
+        raise TwinGPTError(
+            tr(
+                "the state holds what {found} keeps, and cannot be gone on with by {optimizer}",
+                found=found,
+                optimizer=optimizer,
+            )
+        )
     expected = expected_shapes(spec, optimizer=found)
     for key in sorted(expected.keys() ^ state.keys()):
-        problem = "is missing from" if key in expected else "is unknown to this model, but is in"
-        raise TwinGPTError(f"{key} {problem} the state: it belongs to another spec")
+        problem = tr("is missing from") if key in expected else tr("is unknown to this model, but is in")
+        raise TwinGPTError(tr("{key} {problem} the state: it belongs to another spec", key=key, problem=problem))
     for key, shape in expected.items():
         array = state[key]
         if array.shape != shape:
-            raise TwinGPTError(f"{key} has shape {list(array.shape)}, the model needs {list(shape)}")
+            raise TwinGPTError(
+                tr(
+                    "{key} has shape {found}, the model needs {needed}",
+                    key=key,
+                    found=list(array.shape),
+                    needed=list(shape),
+                )
+            )
         dtype = np.int64 if key in COUNTS else np.float32
         if array.dtype != dtype:
-            raise TwinGPTError(f"{key} is {array.dtype}, the model needs {np.dtype(dtype)}")
+            raise TwinGPTError(
+                tr("{key} is {found}, the model needs {needed}", key=key, found=array.dtype, needed=np.dtype(dtype))
+            )

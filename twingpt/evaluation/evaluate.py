@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.data.files import SAMPLES_FILE
 from twingpt.data.tokens.batches import Batches
 from twingpt.data.tokens.manifest import Manifest
@@ -60,7 +61,7 @@ def evaluate_model(
     seed: int,
     settings: AnswerSettings,
     batch_size: int = 8,
-    named: str = "the model",
+    named: str = "",
     watcher: Watcher | None = None,
 ) -> Evaluated:
     """questions: how many of the validation documents' to answer; the seed draws them. named: the model, in a refusal.
@@ -68,11 +69,24 @@ def evaluate_model(
     Raises UsageError if DATA was not packed with the model's tokenizer, TwinGPTError if it cannot be read.
     """
     manifest, engine, watcher = Manifest.load(data), model.engine, watcher or Watcher()
+    named = named or tr("the model")
     if model.spec.vocab_size != manifest.vocab_size:
-        raise UsageError(f"{named} has vocabulary {model.spec.vocab_size}, {data} has {manifest.vocab_size}")
+        raise UsageError(
+            tr(
+                "{named} has vocabulary {vocab_size}, {data} has {data_vocab_size}",
+                named=named,
+                vocab_size=model.spec.vocab_size,
+                data=data,
+                data_vocab_size=manifest.vocab_size,
+            )
+        )
     if model.tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UsageError(
-            f"{data} was packed with another tokenizer than {named} was trained with: name the DATA of that run"
+            tr(
+                "{data} was packed with another tokenizer than {named} was trained with: name the DATA of that run",
+                data=data,
+                named=named,
+            )
         )
     batches = Batches(data, manifest, manifest.validation_split, model.spec.block_size)
     result = evaluate_loss(engine, batches, model.tokenizer.token_bytes(), batch_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.core.sampling import Sampling
 from twingpt.data.files import SAMPLES_FILE
 from twingpt.data.library.contact_store import ContactStore
@@ -132,4 +133,4 @@ def write_answers(path: Path, answered: Sequence[Answered]) -> None:
     try:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be written: {reason}", path=path, reason=os_reason(error))) from None

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.samples.summary import (
     ABSENT,
     BRING_HEAD,
@@ -187,8 +188,12 @@ class FormConstraint:
         self._closing = False
         if max_new_tokens < form.least:
             raise TwinGPTError(
-                f"the form of an answer needs {form.least} tokens, there is room for {max_new_tokens}",
-                command_line=": give a larger --max-new-tokens",
+                tr(
+                    "the form of an answer needs {least} tokens, there is room for {max_new_tokens}",
+                    least=form.least,
+                    max_new_tokens=max_new_tokens,
+                ),
+                command_line=tr(": give a larger --max-new-tokens"),
             )
         room = max_new_tokens - form.least
         begin = float(form.opening)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.sampling import Sampling, sample
 
 FinishReason = Literal["stop", "length"]
@@ -144,7 +145,7 @@ class Batcher:
 
     def __post_init__(self) -> None:
         if self.slots < 1:
-            raise UsageError(f"{self.slots} slots hold no sequence: use 1 or more")
+            raise UsageError(tr("{slots} slots hold no sequence: use 1 or more", slots=self.slots))
         self._cache = self.backend.new_cache(self.slots, self.backend.spec.block_size)
         self._free = list(range(self.slots - 1, -1, -1))
 
@@ -167,15 +168,17 @@ class Batcher:
         """
         prompt, max_new_tokens = request.prompt, request.max_new_tokens
         if not prompt:
-            raise UsageError("a prompt needs at least one token")
+            raise UsageError(tr("a prompt needs at least one token"))
         if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens {max_new_tokens}: it must be 1 or more")
+            raise UsageError(tr("max_new_tokens {max_new_tokens}: it must be 1 or more", max_new_tokens=max_new_tokens))
         tokens = np.empty(len(prompt) + max_new_tokens, dtype=np.int32)
         tokens[: len(prompt)] = prompt
         given = tokens[: len(prompt)]
         vocab_size, block_size = self.backend.spec.vocab_size, self.backend.spec.block_size
         if not 0 <= int(given.min()) <= int(given.max()) < vocab_size:
-            raise UsageError(f"the prompt holds a token outside the vocabulary of {vocab_size}")
+            raise UsageError(
+                tr("the prompt holds a token outside the vocabulary of {vocab_size}", vocab_size=vocab_size)
+            )
         sequence = _Sequence(
             handle=self._next_handle,
             request=request,
@@ -255,9 +258,17 @@ def prompt_logprobs(backend: Backend, tokens: Sequence[int], top: int) -> list[L
     """
     spec = backend.spec
     if not 0 < len(tokens) <= spec.block_size:
-        raise UsageError(f"the prompt takes {len(tokens)} tokens, the model's context is {spec.block_size}")
+        raise UsageError(
+            tr(
+                "the prompt takes {tokens} tokens, the model's context is {block_size}",
+                tokens=len(tokens),
+                block_size=spec.block_size,
+            )
+        )
     if not 0 <= min(tokens) <= max(tokens) < spec.vocab_size:
-        raise UsageError(f"the prompt holds a token outside the vocabulary of {spec.vocab_size}")
+        raise UsageError(
+            tr("the prompt holds a token outside the vocabulary of {vocab_size}", vocab_size=spec.vocab_size)
+        )
     rows = backend.logits(np.array([tokens], dtype=np.int32))[0]
     return [None, *(_logprobs(row, token, top) for row, token in zip(rows[:-1], tokens[1:], strict=True))]
 

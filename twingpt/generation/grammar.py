@@ -8,6 +8,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from twingpt.core.errors import GrammarError
+from twingpt.core.language import tr
 from twingpt.data.tokens.marks import END_ANSWER, SPECIAL_TOKENS
 from twingpt.data.tokens.tokenizer import Tokenizer
 
@@ -102,9 +103,9 @@ def check(matcher: LLMatcher) -> None:
 
 def _one_line(message: str) -> str:
     """What llguidance says of a mistake: its first line, and the reason that it may give further below."""
-    first, *others = message.strip().splitlines() or ["no reason was given"]
+    first, *others = message.strip().splitlines() or [tr("no reason was given")]
     if "Too many items" in first or "max is" in first:
-        return "it is too complex"
+        return tr("it is too complex")
     first = first.split("failed to compile JSON schema: ")[-1]
     reasons = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
     return " ".join([first.strip(), *reasons[:1]])[:_LONGEST_REASON]

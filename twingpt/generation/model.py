@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend
 from twingpt.core.engines import how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import TOKENIZER_FILE
@@ -95,14 +96,22 @@ class Model:
         too few for the sections, a token is none of the vocabulary, or the structure allows no text.
         """
         if sum(one is not None for one in (text, tokens, question)) != 1:
-            raise UsageError("give a text to write on from, or a question")
+            raise UsageError(tr("give a text to write on from, or a question"))
         if question is not None and self.template == "plain":
             raise TwinGPTError(
-                "the model was trained on plain text (prepare --template plain), which has no questions: give it a "
-                "text to write on from (--prompt), or let `twingpt ask` find the answer in its text"
+                tr(
+                    "the model was trained on plain text (prepare --template plain), which has no questions: give it a "
+                    "text to write on from (--prompt), or let `twingpt ask` find the answer in its text"
+                )
             )
         if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
-            raise UsageError(f"max_new_tokens = {max_new_tokens}: it must be 1 to {MOST_NEW_TOKENS:,}")
+            raise UsageError(
+                tr(
+                    "max_new_tokens = {max_new_tokens}: it must be 1 to {most_new_tokens:,}",
+                    max_new_tokens=max_new_tokens,
+                    most_new_tokens=MOST_NEW_TOKENS,
+                )
+            )
         if tokens is not None:
             prompt, text = list(tokens), self.tokenizer.decode(tokens)
         elif text is not None:
@@ -189,7 +198,7 @@ class Model:
         if doc is not None:
             return ask_document(doc, question)
         if self.run_dir is None:
-            raise TwinGPTError("the model has no folder, so there is no library to answer from: give a document")
+            raise TwinGPTError(tr("the model has no folder, so there is no library to answer from: give a document"))
         with Library(library_of(self.run_dir)) as library:
             return ask_library(library, question)
 
@@ -208,7 +217,13 @@ class Model:
         """
         tokens = text_prompt(self.tokenizer, text)
         if len(tokens) > self.spec.block_size:
-            raise UsageError(f"the text takes {len(tokens)} tokens, the model's context is {self.spec.block_size}")
+            raise UsageError(
+                tr(
+                    "the text takes {tokens} tokens, the model's context is {block_size}",
+                    tokens=len(tokens),
+                    block_size=self.spec.block_size,
+                )
+            )
         logits: NDArray[np.float32] = self.engine.logits(np.array([tokens], dtype=np.int32))[0]
         return logits
 
@@ -237,7 +252,7 @@ def default_backend() -> str:
     """Raises TwinGPTError if there is no engine."""
     installed = installed_backends()
     if not installed:
-        raise TwinGPTError(f"no engine is installed: {how_to_install()}")
+        raise TwinGPTError(tr("no engine is installed: {advice}", advice=how_to_install()))
     return installed[-1]
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from twingpt.core.errors import PromptTooLongError, TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.data.tokens.template import prompt_segments
 from twingpt.data.tokens.tokenizer import Tokenizer
 
@@ -33,7 +34,9 @@ def read_text(path: Path, *, forms: bool = True) -> str:
     from twingpt.data.text.reading import read_source
 
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise TwinGPTError(f"{path} {NO_FILE}, which may have no end: save what it gives as a file")
+        raise TwinGPTError(
+            tr("{path} {no_file}, which may have no end: save what it gives as a file", path=path, no_file=tr(NO_FILE))
+        )
     changes = Changes()
     pieces, size = [], 0
     read_as = ReadAs(str(path), prose=True)
@@ -42,17 +45,25 @@ def read_text(path: Path, *, forms: bool = True) -> str:
         size += len(piece)
         if size > LARGEST_TEXT:
             raise TwinGPTError(
-                f"{path} holds more than {LARGEST_TEXT:,} characters: run `twingpt prepare` on it, and ask its DATA"
+                tr(
+                    "{path} holds more than {largest_text:,} characters: run `twingpt prepare` on it, and ask its DATA",
+                    path=path,
+                    largest_text=LARGEST_TEXT,
+                )
             )
     text = "".join(pieces)
     text = cleaned(text) if forms else "\n".join(cleaned(line) for line in text.splitlines()).strip()
     lost = changes.counts.get("undecodable bytes", 0)
     if lost > MAX_UNDECODABLE * path.stat().st_size:
         raise TwinGPTError(
-            f"{path} cannot be read as text, {lost:,} of its bytes are in no known encoding: save it as UTF-8"
+            tr(
+                "{path} cannot be read as text, {lost:,} of its bytes are in no known encoding: save it as UTF-8",
+                path=path,
+                lost=lost,
+            )
         )
     if not text:
-        raise TwinGPTError(f"{path} holds no text")
+        raise TwinGPTError(tr("{path} holds no text", path=path))
     return text
 
 
@@ -67,22 +78,28 @@ def question_prompt(
     """
     question = cleaned(question)
     if not question:
-        raise UsageError("the question is empty: ask something")
+        raise UsageError(tr("the question is empty: ask something"))
     if doc is not None:
         from twingpt.data.contacts import mask, standardise
 
         doc = cleaned(doc)
         if not doc:
-            raise UsageError("the document is empty: give one with text in it, or none")
+            raise UsageError(tr("the document is empty: give one with text in it, or none"))
         # As the documents of training are: contacts in their one form.
         doc, contacts = standardise(doc)
         doc = mask(doc, contacts) if masked else doc
     ids, _ = tokenizer.encode_segments(prompt_segments(question, doc))
     if len(ids) >= block_size:
-        what = "question takes" if doc is None else "question and document take"
+        what = tr("question takes") if doc is None else tr("question and document take")
         raise PromptTooLongError(
-            f"the {what} {len(ids)} tokens, this model's maximum context length is {block_size}: shorten what you give",
-            command_line=", or train with a larger --block-size",
+            tr(
+                "the {what} {tokens} tokens, this model's maximum context length is {block_size}: shorten what you "
+                "give",
+                what=what,
+                tokens=len(ids),
+                block_size=block_size,
+            ),
+            command_line=tr(", or train with a larger --block-size"),
         )
     return ids
 

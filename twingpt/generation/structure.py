@@ -14,6 +14,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from twingpt.core.errors import GrammarError
+from twingpt.core.language import tr
 from twingpt.data.tokens.marks import END_ANSWER
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.grammar import UNFORCED, ByteTokens, Matcher, only
@@ -63,7 +64,7 @@ class Structure:
         """
         end = self.shortest_end()
         if end.too_far:
-            raise GrammarError(f"it allows no text that ends within {FARTHEST} bytes")
+            raise GrammarError(tr("it allows no text that ends within {farthest} bytes", farthest=FARTHEST))
         return StructureConstraint(Matcher.of(tokenizer, self.grammar + UNFORCED), end, tokenizer, ends, max_new_tokens)
 
     def shortest_end(self) -> ShortestEnd:
@@ -79,14 +80,14 @@ def json_structure(schema: dict[str, Any] | str) -> Structure:
     try:
         read = json.loads(schema) if isinstance(schema, str) else schema
         if not isinstance(read, dict):
-            raise GrammarError("a JSON schema is an object")
+            raise GrammarError(tr("a JSON schema is an object"))
         patterns: set[str] = set()
         text = json.dumps({**_simplest(read, patterns), "x-guidance": _STRICT})
         return Structure(f"start: %json {text}", json=True, examples=tuple(filter(None, _examples(sorted(patterns)))))
     except RecursionError:
-        raise GrammarError("the JSON schema is nested too deeply") from None
+        raise GrammarError(tr("the JSON schema is nested too deeply")) from None
     except (TypeError, ValueError) as error:
-        raise GrammarError(f"the JSON schema cannot be read: {error}") from None
+        raise GrammarError(tr("the JSON schema cannot be read: {error}", error=error)) from None
 
 
 def regex_structure(pattern: str) -> Structure:
@@ -98,7 +99,7 @@ def regex_structure(pattern: str) -> Structure:
         # "d": a digit is one of ten, as in JSON schemas.
         return Structure(f"start: /{regex_to_lark(pattern, 'd')}/", examples=tuple(_literals(pattern)))
     except UnicodeEncodeError:
-        raise GrammarError("the pattern holds a lone surrogate") from None
+        raise GrammarError(tr("the pattern holds a lone surrogate")) from None
 
 
 def grammar_structure(grammar: str) -> Structure:
@@ -107,7 +108,7 @@ def grammar_structure(grammar: str) -> Structure:
         return Structure(any_to_lark(grammar))
     # Its reader of GBNF meets some mistakes with errors of its own and others with Python's.
     except Exception as error:
-        raise GrammarError(f"the grammar cannot be read: {error}") from None
+        raise GrammarError(tr("the grammar cannot be read: {error}", error=error)) from None
 
 
 def choice_structure(choices: Sequence[str]) -> Structure:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.files import CONTACTS_FILE
 from twingpt.data.tokens.marks import END_ANSWER, END_SUMMARY, EOS
 from twingpt.data.tokens.tokenizer import Tokenizer
@@ -114,7 +115,10 @@ def with_contacts(text: str, request: Request, store: ContactStore | None, *, fi
     if fill_in:
         if store is None and request.doc is None:
             raise TwinGPTError(
-                f"filling in contacts needs the {CONTACTS_FILE} that `prepare` made beside the checkpoints"
+                tr(
+                    "filling in contacts needs the {contacts_file} that `prepare` made beside the checkpoints",
+                    contacts_file=CONTACTS_FILE,
+                )
             )
         from twingpt.generation.answer_contacts import known_contacts, with_contact_section
 

@@ -10,6 +10,7 @@ from twingpt.core.backend import EngineConfig, create_backend
 from twingpt.core.engines import how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import Weights
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL
 
@@ -27,9 +28,13 @@ class LogitError:
     tokens: int
 
     def __str__(self) -> str:
-        return (
-            f"logits differ by up to {self.largest:.2g} (their spread is {self.spread:.2g}); "
-            f"the likeliest token is the same at {self.same} of {self.tokens} places"
+        return tr(
+            "logits differ by up to {largest:.2g} (their spread is {spread:.2g}); "
+            "the likeliest token is the same at {same} of {tokens} places",
+            largest=self.largest,
+            spread=self.spread,
+            same=self.same,
+            tokens=self.tokens,
         )
 
 
@@ -42,7 +47,7 @@ def activation_error(
     """
     engines = installed_backends()
     if not engines:
-        raise TwinGPTError(f"measuring the error needs an engine: {how_to_install()}")
+        raise TwinGPTError(tr("measuring the error needs an engine: {advice}", advice=how_to_install()))
     window = min(WINDOW, exact.block_size)
     if encode is None:
         tokens = np.random.default_rng(0).integers(0, exact.vocab_size, WINDOWS * window)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from twingpt.core.errors import NotFiniteError, TwinGPTError, UsageError
 from twingpt.core.init import Weights
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import MODEL, check_state, first_not_finite
 from twingpt.data.files import TOKENIZER_FILE
@@ -87,16 +88,25 @@ def convert_model(
     wanted = _target(to)
     _check_options(wanted, dtype, approximate, expect)
     if wanted == "native" and card not in (None, CardOptions()):
-        raise UsageError("--language, --license and --figures go into a model card, which a native checkpoint has not")
+        raise UsageError(
+            tr("--language, --license and --figures go into a model card, which a native checkpoint has not")
+        )
     if target.exists():
-        raise UsageError(f"{target} exists: choose another folder, or delete it first")
+        raise UsageError(tr("{target} exists: choose another folder, or delete it first", target=target))
     model = read_model(from_hub_cache(source))
     if expect is not None and model.source != expect:
-        raise UsageError(f"{source} is of the format {model.source}, not {expect}")
+        raise UsageError(
+            tr(
+                "{source} is of the format {model_source}, not {expect}",
+                source=source,
+                model_source=model.source,
+                expect=expect,
+            )
+        )
     if tokenizer is not None:
         model = dataclasses.replace(model, tokenizer=tokenizer)
     if model.tokenizer is not None and not model.tokenizer.is_file():
-        raise TwinGPTError(f"{model.tokenizer} does not exist")
+        raise TwinGPTError(tr("{tokenizer} does not exist", tokenizer=model.tokenizer))
     if model.tokenizer is not None:
         sha256 = hashlib.sha256(model.tokenizer.read_bytes()).hexdigest()
         check_tokenizer(model.tokenizer, sha256, model.fingerprint)
@@ -142,7 +152,7 @@ def _read(source: Path) -> WholeModel:
         try:
             check_state(spec, {MODEL + name: tensor for name, tensor in tensors.items()})
         except TwinGPTError as error:
-            raise TwinGPTError(f"{source} is not a whole model: {error}") from None
+            raise TwinGPTError(tr("{source} is not a whole model: {error}", source=source, error=error)) from None
         return WholeModel("native", spec, tensors, 0, _beside(source.parent))
     checkpoint = load_checkpoint(source, optimizer=False)
     weights = {k.removeprefix(MODEL): v for k, v in checkpoint.state.items() if k.startswith(MODEL)}
@@ -166,19 +176,21 @@ def _target(name: str) -> Target:
     for target in TARGETS:
         if target == name:
             return target
-    raise UsageError(f"--to {name}: choose one of {', '.join(TARGETS)}")
+    raise UsageError(tr("--to {name}: choose one of {choices}", name=name, choices=", ".join(TARGETS)))
 
 
 def _check_options(target: Target, dtype: str | None, approximate: str | None, expect: str | None) -> None:
     choices = {"native": (), "gguf": gguf.DTYPES}.get(target, huggingface.DTYPES)
     if dtype is not None and DTYPES.get(dtype, dtype) not in choices:
         if target == "native":
-            raise UsageError("--dtype: a native checkpoint is always float32")
-        raise UsageError(f"--dtype {dtype}: {target} takes {', '.join(choices)}")
+            raise UsageError(tr("--dtype: a native checkpoint is always float32"))
+        raise UsageError(
+            tr("--dtype {dtype}: {target} takes {choices}", dtype=dtype, target=target, choices=", ".join(choices))
+        )
     if approximate not in (None, "gelu"):
-        raise UsageError(f"--approximate {approximate}: only gelu can be approximated")
+        raise UsageError(tr("--approximate {approximate}: only gelu can be approximated", approximate=approximate))
     if expect is not None and expect not in SOURCES:
-        raise UsageError(f"--from {expect}: choose one of {', '.join(SOURCES)}")
+        raise UsageError(tr("--from {expect}: choose one of {choices}", expect=expect, choices=", ".join(SOURCES)))
 
 
 def _beside(folder: Path) -> Path | None:
@@ -199,7 +211,7 @@ def _types(run: Path, checkpoint: Path) -> Types:
     except (KeyError, TypeError, AttributeError):
         names = {""}
     if not names <= set(huggingface.DTYPES):
-        raise TwinGPTError(f"{run / IMPORTED_FILE} is damaged: delete it, and name the type with --dtype")
+        raise TwinGPTError(tr("{path} is damaged: delete it, and name the type with --dtype", path=run / IMPORTED_FILE))
     return types
 
 
@@ -225,7 +237,7 @@ def _write_native(folder: Path, model: WholeModel) -> None:
 
 def _write_hf(folder: Path, model: WholeModel, *, mlx_lm: bool) -> None:
     if mlx_lm and model.tokenizer is None:
-        raise TwinGPTError("mlx-lm needs the tokenizer: name its tokenizer.json with --tokenizer")
+        raise TwinGPTError(tr("mlx-lm needs the tokenizer: name its tokenizer.json with --tokenizer"))
     generation = {}
     config = {}
     if model.tokenizer is not None:
@@ -250,10 +262,12 @@ def _write_hf(folder: Path, model: WholeModel, *, mlx_lm: bool) -> None:
 
 def _write_gguf(folder: Path, name: str, model: WholeModel) -> None:
     if model.tokenizer is None:
-        raise TwinGPTError("a GGUF file holds the tokenizer: name its tokenizer.json with --tokenizer")
+        raise TwinGPTError(tr("a GGUF file holds the tokenizer: name its tokenizer.json with --tokenizer"))
     tokenizer = ExportTokenizer.load(model.tokenizer, model.spec, model.template or "qa")
     if tokenizer is None:
-        raise TwinGPTError(f"{model.tokenizer} is not one that twingpt made: GGUF takes no other from it")
+        raise TwinGPTError(
+            tr("{tokenizer} is not one that twingpt made: GGUF takes no other from it", tokenizer=model.tokenizer)
+        )
     vocabulary = tokenizer.vocabulary()
     gguf.export_gguf(folder / GGUF_FILE, name, model.spec, model.weights, vocabulary, model.types.usual)
     recipe = modelfile(GGUF_FILE, model.spec.block_size, tokenizer.template)
@@ -267,7 +281,7 @@ def _approximated(model: WholeModel) -> tuple[WholeModel, str]:
     changed = dataclasses.replace(model, spec=dataclasses.replace(model.spec, activation="gelu_tanh"))
     tokenizer = None if model.tokenizer is None else ExportTokenizer.load(model.tokenizer, model.spec)
     error = activation_error(model.weights, model.spec, changed.spec, None if tokenizer is None else tokenizer.encode)
-    return changed, f"tanh GELU in place of the exact one: {error}"
+    return changed, tr("tanh GELU in place of the exact one: {error}", error=error)
 
 
 def _facts(model: WholeModel, name: str, target: Target) -> CardFacts:
@@ -295,6 +309,6 @@ def _folder_in_one_piece(target: Path) -> Iterator[Path]:
         yield writing
         writing.rename(target)
     except OSError as error:
-        raise TwinGPTError(f"{target} could not be written: {error}") from None
+        raise TwinGPTError(tr("{target} could not be written: {error}", target=target, error=error)) from None
     finally:
         shutil.rmtree(writing, ignore_errors=True)

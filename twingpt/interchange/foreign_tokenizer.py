@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import TOKENIZER_FILE
@@ -62,7 +63,14 @@ class ExportTokenizer:
             content = path.read_bytes().decode("utf-8")
         tokenizer = Tokenizer(content, source=str(path))
         if tokenizer.vocab_size != spec.vocab_size:
-            raise TwinGPTError(f"{path} has {tokenizer.vocab_size} tokens, the model's vocabulary is {spec.vocab_size}")
+            raise TwinGPTError(
+                tr(
+                    "{path} has {vocab_size} tokens, the model's vocabulary is {spec_vocab_size}",
+                    path=path,
+                    vocab_size=tokenizer.vocab_size,
+                    spec_vocab_size=spec.vocab_size,
+                )
+            )
         return cls(tokenizer, template)
 
     def encode(self, text: str) -> list[int]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -25,6 +26,11 @@ def from_hub_cache(source: Path) -> Path:
         return Path(snapshot_download(owner_and_name, revision=revision or None, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         raise TwinGPTError(
-            f"{name} is neither a file or folder here nor a model in the Hub's local cache: if it is one of the Hub, "
-            f"run `hf download {owner_and_name}` first"
+            tr(
+                "{name} is neither a file or folder here nor a model in the Hub's local cache: if it is one of the "
+                "Hub, "
+                "run `hf download {owner_and_name}` first",
+                name=name,
+                owner_and_name=owner_and_name,
+            )
         ) from None

@@ -12,6 +12,7 @@ from twingpt.checks.machine import machine, versions
 from twingpt.core.backend import BackendName, DeviceChoice, Precision
 from twingpt.core.engines import find_compared, find_engine, how_to_install, installed_backends
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.core.memory import machine_memory
 from twingpt.core.params import flops_per_token, matmul_weights, parameter_count
 from twingpt.core.spec import GPTSpec
@@ -42,7 +43,7 @@ def chosen_backends(name: str) -> list[BackendName]:
     installed = installed_backends()
     if name == "all":
         if not installed:
-            raise TwinGPTError(f"no engine is installed: {how_to_install()}")
+            raise TwinGPTError(tr("no engine is installed: {advice}", advice=how_to_install()))
         return installed
     engine = find_compared(name, "all")
     engine.check_installed()
@@ -74,7 +75,7 @@ def run_bench(request: BenchRequest, stage: Callable[[str], None]) -> dict[str, 
     chip = this_chip()
     rows = [row for backend in request.backends for row in _rows(request, backend, chip, stage)]
     if all("failed" in row for row in rows):
-        raise TwinGPTError("; ".join(f"{row['backend']} in {row['precision']}: {row['failed']}" for row in rows))
+        raise TwinGPTError("; ".join(f"{row['backend']}, {row['precision']}: {row['failed']}" for row in rows))
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {**machine(), "memory_bytes": machine_memory(), **asdict(chip)},
@@ -147,4 +148,4 @@ def append(path: Path, result: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be written: {reason}", path=path, reason=os_reason(error))) from None

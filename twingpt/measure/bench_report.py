@@ -11,6 +11,7 @@ from rich.text import Text
 
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.measure.throughput import BLOCKS, PROMPT, SLOTS
 
 if TYPE_CHECKING:
@@ -22,9 +23,18 @@ MIB = 1024**2
 def print_result(result: dict[str, Any], console: Console) -> None:
     model, train = result["model"], result["train"]
     console.print(
-        f"{result['machine']['chip']}, {result['machine']['memory']}: {result['parameters']:,} parameters, "
-        f"{result['flops_per_token'] / 1e6:,.0f} MFLOP a token, batch {train['batch_size']} x {model['block_size']}, "
-        f"dropout {model['dropout']:g}",
+        tr(
+            "{chip}, {memory}: {parameters:,} parameters, "
+            "{flops_per_token:,.0f} MFLOP a token, batch {batch_size} x {block_size}, "
+            "dropout {dropout:g}",
+            chip=result["machine"]["chip"],
+            memory=result["machine"]["memory"],
+            parameters=result["parameters"],
+            flops_per_token=result["flops_per_token"] / 1e6,
+            batch_size=train["batch_size"],
+            block_size=model["block_size"],
+            dropout=model["dropout"],
+        ),
         highlight=False,
     )
     table = Table("", *(_heading(row) for row in result["engines"]))
@@ -36,9 +46,16 @@ def print_result(result: dict[str, Any], console: Console) -> None:
             console.print(Text(f"{_heading(row)}: {row['failed']}"), soft_wrap=True)
     limits = next(row for row in result["engines"] if "failed" not in row)["roofline"]
     console.print(
-        f"Limit of training: {limits['training_limit']}; of generation: {limits['generation_limit']}. Speeds are "
-        f"medians, of {BLOCKS} blocks in training. Prompts have up to {PROMPT} tokens. Memory: the device's; on a CPU, "
-        "the process's above its imports.",
+        tr(
+            "Limit of training: {training}; of generation: {generation}. Speeds are "
+            "medians, of {blocks} blocks in training. Prompts have up to {prompt} tokens. Memory: the device's; on a "
+            "CPU, "
+            "the process's above its imports.",
+            training=limits["training_limit"],
+            generation=limits["generation_limit"],
+            blocks=BLOCKS,
+            prompt=PROMPT,
+        ),
         style="dim",
         highlight=False,
     )
@@ -53,23 +70,23 @@ def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         return ["-" if "failed" in row else show(row) for row in rows]
 
     lines = [
-        ("device", cells(lambda row: row["device"])),
-        ("sequences at a time", cells(lambda row: f"{row['micro_batch']}")),
-        ("training, tokens/s", cells(lambda row: _speed(row["training"]))),
-        ("  slowest to fastest", cells(lambda row: _range(row["training"]))),
-        ("  share of the limit", cells(lambda row: f"{row['roofline']['training']:.0%}")),
-        ("  time of an update", cells(lambda row: _time(row["training"]["step_seconds"]))),
-        ("  peak memory", cells(lambda row: f"{row['peak_bytes'] / MIB:,.0f} MiB")),
-        ("products, GFLOP/s", cells(lambda row: f"{row['matmul_flops'] / 1e9:,.0f}")),
-        ("start until ready", cells(lambda row: _time(row["start_seconds"]))),
-        ("first token", cells(lambda row: _time(row["first_token_seconds"]))),
+        (tr("device"), cells(lambda row: row["device"])),
+        (tr("sequences at a time"), cells(lambda row: f"{row['micro_batch']}")),
+        (tr("training, tokens/s"), cells(lambda row: _speed(row["training"]))),
+        (tr("  slowest to fastest"), cells(lambda row: _range(row["training"]))),
+        (tr("  share of the limit"), cells(lambda row: f"{row['roofline']['training']:.0%}")),
+        (tr("  time of an update"), cells(lambda row: _time(row["training"]["step_seconds"]))),
+        (tr("  peak memory"), cells(lambda row: f"{row['peak_bytes'] / MIB:,.0f} MiB")),
+        (tr("products, GFLOP/s"), cells(lambda row: f"{row['matmul_flops'] / 1e9:,.0f}")),
+        (tr("start until ready"), cells(lambda row: _time(row["start_seconds"]))),
+        (tr("first token"), cells(lambda row: _time(row["first_token_seconds"]))),
     ]
     for number, slots in enumerate(SLOTS):
-        what = "1 text" if slots == 1 else f"{slots} texts"
+        what = tr("1 text") if slots == 1 else tr("{slots} texts", slots=slots)
         lines += [
-            (f"{what}, tokens/s", cells(lambda row, n=number: _speed(row["generation"][n]))),
-            ("  slowest to fastest", cells(lambda row, n=number: _range(row["generation"][n]))),
-            ("  share of the limit", cells(lambda row, n=number: f"{row['roofline']['generation'][n]:.0%}")),
+            (tr("{what}, tokens/s", what=what), cells(lambda row, n=number: _speed(row["generation"][n]))),
+            (tr("  slowest to fastest"), cells(lambda row, n=number: _range(row["generation"][n]))),
+            (tr("  share of the limit"), cells(lambda row, n=number: f"{row['roofline']['generation'][n]:.0%}")),
         ]
     return lines
 
@@ -91,7 +108,9 @@ def check_can_draw() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise TwinGPTError("a picture needs matplotlib, which is not installed: pip install 'twingpt[plot]'") from None
+        raise TwinGPTError(
+            tr("a picture needs matplotlib, which is not installed: pip install 'twingpt[plot]'")
+        ) from None
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -123,7 +142,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise TwinGPTError(f"{path} cannot be drawn: {error}") from None
+        raise TwinGPTError(tr("{path} cannot be drawn: {error}", path=path, error=error)) from None
 
 
 def _bar(value: float) -> dict[str, float]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from twingpt.core.backend import BackendName, DeviceChoice
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec, build
 from twingpt.training.config import TrainConfig
 
@@ -82,8 +83,12 @@ def in_fresh_process(
 
 def ended(code: int, last: str) -> str:
     """One line on how a process ended that has no answer. last: of what it wrote to standard error."""
-    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"its process was {how}" + (f": {last}" if last else "")
+    how = (
+        tr("ended by {name}", name=signal.Signals(-code).name)
+        if code < 0
+        else tr("ended with exit code {code}", code=code)
+    )
+    return tr("its process was {how}", how=how) + (f": {last}" if last else "")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from twingpt.core.backend import BackendName
 from twingpt.core.engines import Exchange, find_engine
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.muon import STEPS, matrices_by_shape
 from twingpt.core.params import flops_per_token, parameter_count, parameter_table
 from twingpt.core.spec import GPTSpec
@@ -83,7 +84,7 @@ def exchange_of(backend: BackendName) -> Exchange:
     """Raises UsageError for an engine that trains on one machine alone."""
     exchange = find_engine(backend).exchange
     if exchange is None:
-        raise UsageError(f"backend {backend} trains on one machine alone")
+        raise UsageError(tr("backend {backend} trains on one machine alone", backend=backend))
     return exchange
 
 

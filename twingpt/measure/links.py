@@ -14,6 +14,7 @@ issue). Ethernet's latencies are estimates.
 from dataclasses import dataclass
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,13 @@ def find_link(name: str) -> Link:
     """Raises UsageError for a name that is no link."""
     link = LINKS.get(name.lower())
     if link is None:
-        raise UsageError(f"unknown link {name!r}: choose one of {', '.join(LINKS)}, or give --bandwidth")
+        raise UsageError(
+            tr(
+                "unknown link {name!r}: choose one of {choices}, or give --bandwidth",
+                name=name,
+                choices=", ".join(LINKS),
+            )
+        )
     return link
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from twingpt.core.backend import BackendName
+from twingpt.core.language import tr
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.measure.cost import FLOAT, HELPS, MOST, Cost, Machine, helps_from, predict, speed_up
@@ -49,12 +50,16 @@ class Plan:
     @property
     def verdict(self) -> str:
         if self.speed_up is None:
-            return f"a batch of {self.batch_size} cannot be shared evenly"
+            return tr("a batch of {batch_size} cannot be shared evenly", batch_size=self.batch_size)
         if self.speed_up >= HELPS:
             return f"yes: {self.speed_up:.1f}x"
-        short = "slower than one" if self.speed_up < 1.0 else f"only {self.speed_up:.2f}x"
-        later = f"from batch_size {self.from_batch:,} on" if self.from_batch else f"nor up to batch_size {MOST:,}"
-        return f"no: {short}; {later}" + (" it helps" if self.from_batch else "")
+        short = tr("slower than one") if self.speed_up < 1.0 else tr("only {speed_up:.2f}x", speed_up=self.speed_up)
+        later = (
+            tr("from batch_size {from_batch:,} on", from_batch=self.from_batch)
+            if self.from_batch
+            else tr("nor up to batch_size {most:,}", most=MOST)
+        )
+        return tr("no: {short}; {later}", short=short, later=later) + (tr(" it helps") if self.from_batch else "")
 
 
 def plans(request: PlanRequest) -> list[Plan]:
@@ -108,10 +113,26 @@ def print_plans(request: PlanRequest, found: list[Plan], console: Console) -> No
     spec, config, machine, alone = request.spec, request.config, request.machine, request.alone
     parameters = parameter_count(spec)
     for line in (
-        f"{machine.name}: {machine.flops / 1e12:.3g} TFLOP/s in training ({machine.source})",
-        f"{parameters:,} parameters, {FLOAT * parameters / 1e6:,.0f} MB of gradients an update, batch "
-        f"{config.batch_size} x {spec.block_size} tokens, {request.backend}",
-        f"one machine: {_time(alone.step)} an update, {alone.tokens_per_second:,.0f} tokens/s",
+        tr(
+            "{machine}: {flops:.3g} TFLOP/s in training ({source})",
+            machine=machine.name,
+            flops=machine.flops / 1e12,
+            source=machine.source,
+        ),
+        tr(
+            "{parameters:,} parameters, {megabytes:,.0f} MB of gradients an update, batch "
+            "{batch_size} x {block_size} tokens, {backend}",
+            parameters=parameters,
+            megabytes=FLOAT * parameters / 1e6,
+            batch_size=config.batch_size,
+            block_size=spec.block_size,
+            backend=request.backend,
+        ),
+        tr(
+            "one machine: {step} an update, {tokens_per_second:,.0f} tokens/s",
+            step=_time(alone.step),
+            tokens_per_second=alone.tokens_per_second,
+        ),
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if len(found) == 1:
@@ -120,12 +141,12 @@ def print_plans(request: PlanRequest, found: list[Plan], console: Console) -> No
         _print_table(found, console)
     marks = [plan.link.title for plan in found if plan.link.estimate]
     if marks:
-        console.print(f"* {marks[0]}: its speed is an estimate", style="dim", highlight=False)
+        console.print(tr("* {link}: its speed is an estimate", link=marks[0]), style="dim", highlight=False)
 
 
 def _print_table(found: list[Plan], console: Console) -> None:
     numbers = list(dict.fromkeys(plan.machines for plan in found))
-    table = Table("do they help?", *(f"{number} machines" for number in numbers))
+    table = Table(tr("do they help?"), *(tr("{number} machines", number=number) for number in numbers))
     for link in dict.fromkeys(plan.link for plan in found):
         row = [plan for plan in found if plan.link == link]
         table.add_row(_titled(link), *(_cell(plan) for plan in row))
@@ -145,18 +166,27 @@ def _cell(plan: Plan) -> str:
 
 
 def _print_one(plan: Plan, console: Console) -> None:
-    console.print(f"{plan.machines} machines over {plan.link.title}: {plan.verdict}", highlight=False, soft_wrap=True)
+    console.print(
+        tr(
+            "{machines} machines over {link}: {verdict}",
+            machines=plan.machines,
+            link=plan.link.title,
+            verdict=plan.verdict,
+        ),
+        highlight=False,
+        soft_wrap=True,
+    )
     if plan.cost is None:
         return
-    table = Table("an update", "1 machine", f"{plan.machines} machines", show_edge=False)
+    table = Table(tr("an update"), tr("1 machine"), tr("{number} machines", number=plan.machines), show_edge=False)
     pairs = [(plan.alone, plan.cost)]
     for name, attribute in (
-        ("forward and backward", "compute"),
-        ("communication", "communication"),
-        ("  not hidden by the backward pass", "exposed"),
-        ("copies of the gradients", "copies"),
-        ("clipping and optimizer", "update"),
-        ("in all", "step"),
+        (tr("forward and backward"), "compute"),
+        (tr("communication"), "communication"),
+        (tr("  not hidden by the backward pass"), "exposed"),
+        (tr("copies of the gradients"), "copies"),
+        (tr("clipping and optimizer"), "update"),
+        (tr("in all"), "step"),
     ):
         table.add_row(name, *(_time(getattr(cost, attribute)) for cost in pairs[0]))
     table.add_row("tokens/s", *(f"{cost.tokens_per_second:,.0f}" for cost in pairs[0]))

@@ -8,6 +8,7 @@ from typing import Any
 from twingpt.core.backend import BackendName, DeviceChoice
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.params import flops_per_token, parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.measure.cost import update_flops
@@ -140,7 +141,7 @@ def plan_training(
     for name in backends:
         measured[name] = _timed(trial, name, device)
         speed = trial.train.batch_size * block_size / measured[name]
-        say(f"{find_engine(name).title}: {speed:,.0f} tokens/s with a small model")
+        say(tr("{engine}: {speed:,.0f} tokens/s with a small model", engine=find_engine(name).title, speed=speed))
     backend = min(measured, key=lambda name: measured[name])
     config, step, size = trial, measured[backend], -1
     for _ in range(PASSES):
@@ -244,6 +245,10 @@ def _timed(config: RunConfig, backend: BackendName, device: DeviceChoice) -> flo
             return result.seconds_per_step
         reason = result.reason
     raise TwinGPTError(
-        f"a model of {parameter_count(config.model):,} parameters does not fit into memory in "
-        f"{find_engine(backend).title}: {reason}"
+        tr(
+            "a model of {parameters:,} parameters does not fit into memory in {engine}: {reason}",
+            parameters=parameter_count(config.model),
+            engine=find_engine(backend).title,
+            reason=reason,
+        )
     )

@@ -10,6 +10,7 @@ import numpy as np
 from twingpt.checks.machine import machine
 from twingpt.core.backend import BackendName, DeviceChoice
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec
 from twingpt.measure.child import in_fresh_process
 from twingpt.measure.chips import FAMILIES, Chip, describe, this_chip
@@ -61,7 +62,9 @@ def named_chip(name: str, gpu_cores: int | None) -> Chip:
         if chip.lower() == short.lower():
             return describe(f"Apple {chip}", gpu_cores or cores)
     known = ", ".join(chip.removeprefix("Apple ") for chip in FAMILIES)
-    raise UsageError(f"unknown chip {name!r}: choose one of {known}, or say --tokens-per-second")
+    raise UsageError(
+        tr("unknown chip {name!r}: choose one of {known}, or say --tokens-per-second", name=name, known=known)
+    )
 
 
 def from_chip(chip: Chip, share: float | None) -> Machine:
@@ -71,15 +74,18 @@ def from_chip(chip: Chip, share: float | None) -> Machine:
     """
     if chip.flops is None or chip.bandwidth is None:
         raise UsageError(
-            f"{chip.name}: how fast its GPU multiplies is not published: give --tokens-per-second, as `twingpt bench` "
-            "measures it there"
+            tr(
+                "{chip}: how fast its GPU multiplies is not published: give --tokens-per-second, as `twingpt bench` "
+                "measures it there",
+                chip=chip.name,
+            )
         )
     return Machine(
-        name=f"{chip.name}, {chip.gpu_cores} GPU cores",
+        name=tr("{chip}, {gpu_cores} GPU cores", chip=chip.name, gpu_cores=chip.gpu_cores),
         flops=chip.flops * (share or REACHED),
         memory=chip.bandwidth * MEMORY_REACHED,
-        source=f"{share or REACHED:.0%} of the chip's {chip.flops / 1e12:.1f} TFLOP/s"
-        + ("" if share else ", an estimate: --tokens-per-second makes it yours"),
+        source=tr("{share:.0%} of the chip's {flops:.1f} TFLOP/s", share=share or REACHED, flops=chip.flops / 1e12)
+        + ("" if share else tr(", an estimate: --tokens-per-second makes it yours")),
     )
 
 
@@ -103,16 +109,28 @@ def measured_here(
 
     Raises TwinGPTError if they do not fit into its memory.
     """
-    stage(f"{backend}: device and memory")
+    stage(tr("{backend}: device and memory", backend=backend))
     found = in_fresh_process("describe", spec, config, backend, device)
     micro_batch = plan_memory(spec, config, backend, found["device"], found["limit"], strict=False).micro_batch
-    stage(f"timing {UPDATES} updates, {micro_batch} of {config.batch_size} sequences at a time")
+    stage(
+        tr(
+            "timing {updates} updates, {micro_batch} of {batch_size} sequences at a time",
+            updates=UPDATES,
+            micro_batch=micro_batch,
+            batch_size=config.batch_size,
+        )
+    )
     result = probe(spec, replace(config, micro_batch=micro_batch), backend, device, micro_batch, UPDATES)
     if not result.fits:
-        raise TwinGPTError(f"an update does not fit into memory here: {result.reason}")
+        raise TwinGPTError(tr("an update does not fit into memory here: {reason}", reason=result.reason))
     chip = None if found["device"] == "cpu" else this_chip()
     speed = config.batch_size * spec.block_size / result.seconds_per_step
-    source = f"measured here: {backend} on {found['device']}, {speed:,.0f} tokens/s"
+    source = tr(
+        "measured here: {backend} on {device}, {speed:,.0f} tokens/s",
+        backend=backend,
+        device=found["device"],
+        speed=speed,
+    )
     return from_speed(machine()["chip"], chip, spec, config, speed, source)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from twingpt.core.backend import Backend, BackendName, DeviceChoice, create_backend
 from twingpt.core.engines import find_engine
 from twingpt.core.init import initial_weights
+from twingpt.core.language import tr
 from twingpt.core.memory import machine_memory, process_memory
 from twingpt.core.sampling import Sampling, sample
 from twingpt.core.spec import GPTSpec
@@ -102,7 +103,7 @@ def time_training(engine: Backend, config: TrainConfig, seconds: float, stage: S
     updates = max(1, round(seconds / BLOCKS / once))
     times = []
     for number in range(BLOCKS):
-        stage(f"training: block {number + 1} of {BLOCKS}")
+        stage(tr("training: block {number} of {blocks}", number=number + 1, blocks=BLOCKS))
         times.append(block(updates))
     work = updates * config.batch_size * spec.block_size
     return {

@@ -11,6 +11,7 @@ import tomli_w
 from twingpt.checks.machine import machine
 from twingpt.core.backend import BackendName, DeviceChoice, Precision
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.core.spec import GPTSpec
 from twingpt.measure.child import ChildError, in_fresh_process
 from twingpt.training.config import TrainConfig
@@ -56,7 +57,7 @@ class TuneRequest:
 def candidates(request: TuneRequest, stage: Callable[[str], None]) -> Iterator[Candidate]:
     """Each one as it has been tried: the largest micro-batch that the estimate allows first, then the smaller ones."""
     for backend in request.backends:
-        stage(f"{backend}: device and memory")
+        stage(tr("{backend}: device and memory", backend=backend))
         try:
             found = in_fresh_process("describe", request.spec, request.config, backend, request.device)
         except ChildError as error:
@@ -72,7 +73,15 @@ def candidates(request: TuneRequest, stage: Callable[[str], None]) -> Iterator[C
             sizes = [size for size in divisors(config.batch_size) if size <= plan.micro_batch]
             best: Candidate | None = None
             for size in sizes:
-                stage(f"{backend}, {precision}, {size} of {config.batch_size} sequences at a time")
+                stage(
+                    tr(
+                        "{backend}, {precision}, {size} of {batch_size} sequences at a time",
+                        backend=backend,
+                        precision=precision,
+                        size=size,
+                        batch_size=config.batch_size,
+                    )
+                )
                 tried = try_out(request, config, backend, found["device"], size, limit)
                 yield tried
                 if best is not None and tried.fits and tried.seconds_per_step > SLOWER * best.seconds_per_step:
@@ -100,7 +109,13 @@ def try_out(
         peak_bytes=result.peak_bytes,
     )
     if result.peak_bytes > limit:
-        return replace(tried, fits=False, reason=f"it took {result.peak_bytes / MIB:,.0f} of {limit / MIB:,.0f} MiB")
+        return replace(
+            tried,
+            fits=False,
+            reason=tr(
+                "it took {peak_bytes:,.0f} of {limit:,.0f} MiB", peak_bytes=result.peak_bytes / MIB, limit=limit / MIB
+            ),
+        )
     return tried
 
 
@@ -109,7 +124,7 @@ def best_of(tried: list[Candidate]) -> Candidate:
     fitting = [candidate for candidate in tried if candidate.fits]
     if not fitting:
         reasons = "; ".join(dict.fromkeys(candidate.reason for candidate in tried))
-        raise TwinGPTError(f"nothing fits ({reasons}): {LESS_MEMORY}")
+        raise TwinGPTError(tr("nothing fits ({reasons}): {advice}", reasons=reasons, advice=tr(LESS_MEMORY)))
     return max(fitting, key=lambda candidate: candidate.tokens_per_second)
 
 
@@ -131,7 +146,7 @@ def write_config(path: Path, request: TuneRequest, best: Candidate) -> None:
     try:
         write_whole(path, (head + tomli_w.dumps(content)).encode())
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be written: {reason}", path=path, reason=os_reason(error))) from None
 
 
 def train_command(path: Path, request: TuneRequest, best: Candidate) -> str:

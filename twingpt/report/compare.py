@@ -10,10 +10,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import language, tr
 from twingpt.report.history import Figures, History, read_history
 from twingpt.report.page import count, duration, figure, require_packages, size, tera, value, write_page
 from twingpt.report.plots import SERIES, Line, Panel
-from twingpt.report.words import WORDS
+from twingpt.report.words import LANGUAGES, WORDS
 
 ROWS: dict[str, Callable[[Figures], str]] = {
     "parameters": lambda it: count(it.parameters),
@@ -77,7 +78,7 @@ class Comparison:
 def compare_runs(run_dirs: list[Path]) -> Comparison:
     """Raises UsageError for fewer than two runs, or more than the pictures have colours for; else as read_history."""
     if not 2 <= len(run_dirs) <= len(SERIES):
-        raise UsageError(f"compare takes 2 to {len(SERIES)} runs, not {len(run_dirs)}")
+        raise UsageError(tr("compare takes 2 to {most} runs, not {runs}", most=len(SERIES), runs=len(run_dirs)))
     histories = [read_history(run_dir) for run_dir in run_dirs]
     return Comparison(
         names=_names(run_dirs),
@@ -103,7 +104,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if not comparison.differences:
         console.print(WORDS["no_differences"][0], style="dim")
     for note in comparison.notes:
-        console.print(f"note: {WORDS[note][0]}", highlight=False, soft_wrap=True)
+        console.print(
+            tr("note: {note}", note=WORDS[note][LANGUAGES.index(language())]), highlight=False, soft_wrap=True
+        )
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.params import flops_per_token, parameter_count
 from twingpt.data.prepare.pipeline import load_report
 from twingpt.data.tokens.manifest import Manifest
@@ -160,15 +161,21 @@ class History:
 def read_history(run_dir: Path) -> History:
     """Raises TwinGPTError if there is no such run, or nothing was logged in it yet."""
     if not run_dir.is_dir():
-        raise TwinGPTError(f"{run_dir} does not exist: give the folder that `twingpt train --out` wrote")
+        raise TwinGPTError(
+            tr("{run_dir} does not exist: give the folder that `twingpt train --out` wrote", run_dir=run_dir)
+        )
     config = RunConfig.load(run_dir)
     lines = list(metric_lines(run_dir / METRICS_FILE))
     updates = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "val_loss" in line]
     if not updates and not evaluations:
         raise TwinGPTError(
-            f"{run_dir} has logged nothing yet: {METRICS_FILE} gets its first line after the first update; "
-            "go on with `twingpt train --resume`, or wait for it"
+            tr(
+                "{run_dir} has logged nothing yet: {metrics_file} gets its first line after the first update; "
+                "go on with `twingpt train --resume`, or wait for it",
+                run_dir=run_dir,
+                metrics_file=METRICS_FILE,
+            )
         )
     store = CheckpointStore(run_dir)
     checkpoints = store.steps()

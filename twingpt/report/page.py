@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from twingpt import __version__
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.report.plots import Panel, png, require_matplotlib, svg
 from twingpt.report.words import LANGUAGES, WORDS
 
@@ -24,7 +25,7 @@ def require_packages() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError:
-        raise TwinGPTError("a report needs jinja2, which is not installed: pip install 'twingpt[report]'") from None
+        raise TwinGPTError(tr("a report needs jinja2, which is not installed: pip install 'twingpt[report]'")) from None
 
 
 def write_page(path: Path, template: str, panels: list[Panel], **values: Any) -> list[Path]:
@@ -50,7 +51,7 @@ def write_page(path: Path, template: str, panels: list[Panel], **values: Any) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(html, encoding="utf-8")
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be written: {reason}", path=path, reason=os_reason(error))) from None
     for panel, file in zip(drawn, files[1:], strict=True):
         png(panel, file)
     return files

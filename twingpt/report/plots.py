@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.report.words import WORDS
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise TwinGPTError("a report needs matplotlib, which is not installed: pip install 'twingpt[report]'") from None
+        raise TwinGPTError(
+            tr("a report needs matplotlib, which is not installed: pip install 'twingpt[report]'")
+        ) from None
 
 
 def svg(panel: Panel) -> str:
@@ -127,7 +130,7 @@ def png(panel: Panel, path: Path) -> None:
         with mpl.rc_context({"font.family": fonts}), warnings.catch_warnings(action="ignore", category=UserWarning):
             _figure(panel, LIGHT, legend=True).savefig(path, format="png", dpi=200, facecolor=_PAPER)
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be written: {reason}", path=path, reason=os_reason(error))) from None
 
 
 def _figure(panel: Panel, colours: dict[str, str], *, legend: bool = False) -> Figure:

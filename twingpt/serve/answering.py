@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.generation.batching import Request as TextRequest
 from twingpt.generation.pieces import Piece, TokenLogprob
 from twingpt.generation.writing import with_contacts
@@ -35,7 +36,7 @@ class Generation:
         self._service, self._body, self._wanted = service, body, wanted
         first = wanted[0].request
         if body.fill_contacts and first.doc is None and not service.has_contacts:
-            raise RefusalError(400, "fill_contacts needs the contacts.sqlite that `prepare` makes", "no_contacts")
+            raise RefusalError(400, tr("fill_contacts needs the contacts.sqlite that `prepare` makes"), "no_contacts")
         self._updates: asyncio.Queue[tuple[int, Update]] = asyncio.Queue()
         logprobs = first.top_logprobs is not None
         self.shape = Shape(isinstance(body, ChatRequest), service.name, service.tokenizer, logprobs)
@@ -59,7 +60,9 @@ class Generation:
         try:
             service.worker.submit(*self._jobs)
         except QueueFullError:
-            raise RefusalError(429, "too many requests are waiting; try again", "queue_full", retry_after=1) from None
+            raise RefusalError(
+                429, tr("too many requests are waiting; try again"), "queue_full", retry_after=1
+            ) from None
 
     @property
     def headers(self) -> dict[str, str]:

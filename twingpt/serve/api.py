@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from twingpt.core.language import tr
 from twingpt.generation.model import Model
 from twingpt.serve.answering import Generation, respond
 from twingpt.serve.asking import Asking
@@ -60,7 +61,9 @@ def routes(service: Service) -> APIRouter:
         _check_model(service, body.model)
         places = service.limits.max_waiting + service.worker.slots
         if len(body.prompts) > places:
-            raise RefusalError(400, f"prompt: this server takes {places} at one time", "too_many_prompts")
+            raise RefusalError(
+                400, tr("prompt: this server takes {places} at one time", places=places), "too_many_prompts"
+            )
         long = bool(body.forms) or sum(map(len, body.prompts)) > LONG_PROMPT
         wanted: list[Wanted] = await prepared(completion_prompts, body, long=long)
         return await respond(Generation(service, body, wanted, _client(request, body.user)), request, bool(body.stream))
@@ -76,7 +79,7 @@ def routes(service: Service) -> APIRouter:
         if not free and service.library.is_file():
             return await asking.respond(body)
         if service.template == "plain":
-            raise RefusalError(400, "this model was trained on plain text: use /v1/completions", "no_chat_template")
+            raise RefusalError(400, tr("this model was trained on plain text: use /v1/completions"), "no_chat_template")
         wanted: Wanted = await prepared(chat_prompt, body, long=True)
         return await respond(
             Generation(service, body, [wanted], _client(request, body.user)), request, bool(body.stream)
@@ -103,7 +106,11 @@ async def _model(service: Service) -> Model:
 
 def _check_model(service: Service, name: str | None) -> None:
     if name not in (None, service.name, service.free_name, "twingpt"):
-        raise RefusalError(404, f"there is no model {name!r} here; this server has {service.name!r}", "model_not_found")
+        raise RefusalError(
+            404,
+            tr("there is no model {name!r} here; this server has {service!r}", name=name, service=service.name),
+            "model_not_found",
+        )
 
 
 def _client(request: Request, user: str | None) -> str:

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from twingpt import __version__
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.serve import api
 from twingpt.serve.headers import TOLD
 from twingpt.serve.pages import Page, load_pages
@@ -144,4 +145,4 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:
         logger.error("%s failed", current_request(), exc_info=error)
-        return JSONResponse(error_body("the server failed; its terminal says how", "server_error", "internal"), 500)
+        return JSONResponse(error_body(tr("the server failed; its terminal says how"), "server_error", "internal"), 500)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 
 STATIC = Path(__file__).parent / "static"
 THEME = Path(__file__).parents[1] / "theme.css"
@@ -33,7 +34,7 @@ def load_pages() -> dict[str, Page]:
     pages = {path.name: _page(path) for path in (THEME, *STATIC.iterdir()) if path.suffix in TYPES}
     library = importlib.util.find_spec("uplot")
     if library is None or not library.submodule_search_locations:
-        raise TwinGPTError("the page needs uplot-python for its charts: pip install 'twingpt[serve]'")
+        raise TwinGPTError(tr("the page needs uplot-python for its charts: pip install 'twingpt[serve]'"))
     static = Path(library.submodule_search_locations[0]) / "static"
     pages["vendor/uPlot.js"] = _page(static / "uPlot.iife.js")
     pages["vendor/uPlot.min.css"] = _page(static / "uPlot.min.css")
@@ -44,5 +45,7 @@ def _page(path: Path) -> Page:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be read ({error.strerror}): install twingpt[serve] again") from None
+        raise TwinGPTError(
+            tr("{path} cannot be read ({reason}): install twingpt[serve] again", path=path, reason=os_reason(error))
+        ) from None
     return Page(content, TYPES[path.suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 
 HEADERS = {
     "content-security-policy": (
@@ -63,10 +64,13 @@ def allowed_origins(given: Iterable[str], api_key: str | None) -> frozenset[str]
         parts = urlsplit(origin)
         if not parts.scheme or not parts.netloc or parts.path or parts.query or parts.fragment:
             raise UsageError(
-                f"--allow-origin {origin} is no origin: write it as app://obsidian.md or https://example.org"
+                tr(
+                    "--allow-origin {origin} is no origin: write it as app://obsidian.md or https://example.org",
+                    origin=origin,
+                )
             )
     if "*" in origins and api_key is None:
-        raise UsageError("--allow-origin '*' lets every web page ask that this computer opens: give --api-key too")
+        raise UsageError(tr("--allow-origin '*' lets every web page ask that this computer opens: give --api-key too"))
     return origins
 
 
@@ -123,19 +127,19 @@ class Guard:
         headers = Headers(scope=scope)
         host = _host_name(headers.get("host", ""))
         if host is None or not self._host_allowed(host):
-            return 403, "host_not_allowed", "this server does not go by the name in the Host header"
+            return 403, "host_not_allowed", tr("this server does not go by the name in the Host header")
         origins = headers.getlist("origin")
         invited = len(origins) == 1 and bool(self._access.origins & {"*", origins[0]})
         if origins and not invited and origins != [f"{scope['scheme']}://{headers['host']}"]:
-            return 403, "origin_not_allowed", "requests from other web pages are refused"
+            return 403, "origin_not_allowed", tr("requests from other web pages are refused")
         foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign and not invited and scope["method"] != "GET":
-            return 403, "origin_not_allowed", "requests from other web pages are refused"
+            return 403, "origin_not_allowed", tr("requests from other web pages are refused")
         key = self._access.api_key
         if key is not None and scope["path"].startswith(GUARDED):
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):
-                return 401, "invalid_api_key", "send the server's key: Authorization: Bearer KEY"
+                return 401, "invalid_api_key", tr("send the server's key: Authorization: Bearer KEY")
         length = headers.get("content-length")
         if length is not None and length.isdecimal() and int(length[:20]) > self._access.max_body:
             return self._too_large()
@@ -173,10 +177,14 @@ class Guard:
                 finally:
                     del self._reading[patience]
         except TimeoutError:
-            return 408, "body_too_slow", f"the request body did not arrive within {BODY_SECONDS:.0f} s"
+            return (
+                408,
+                "body_too_slow",
+                tr("the request body did not arrive within {body_seconds:.0f} s", body_seconds=BODY_SECONDS),
+            )
 
     def _too_large(self) -> tuple[int, str, str]:
-        return 413, "body_too_large", f"a request body may have {self._access.max_body:,} bytes"
+        return 413, "body_too_large", tr("a request body may have {max_body:,} bytes", max_body=self._access.max_body)
 
 
 def _host_name(header: str) -> str | None:

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,12 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise TwinGPTError(
-            f"{host}:{port} cannot be served ({error.strerror or error}): give another --port or --host"
+            tr(
+                "{host}:{port} cannot be served ({reason}): give another --port or --host",
+                host=host,
+                port=port,
+                reason=os_reason(error),
+            )
         ) from None
     return listening
 
@@ -100,7 +106,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         load = self._worker.load
         if under_way := load.active + load.waiting:
-            logger.info("finishing %d answers, for at most %.0f s; Ctrl-C again ends at once", under_way, GRACE_SECONDS)
+            logger.info(
+                tr("finishing %d answers, for at most %.0f s; Ctrl-C again ends at once"), under_way, GRACE_SECONDS
+            )
         # Streams then end with an error event, and not in the middle of a line.
         timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._worker.close)
         try:

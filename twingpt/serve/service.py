@@ -11,6 +11,7 @@ from typing import Any
 
 from twingpt.core.backend import Backend, DeviceChoice, EngineConfig, create_backend
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import CONTACTS_FILE, LIBRARY_FILE
@@ -170,7 +171,7 @@ def open_service(
     model = ServedModel(path, backend or default_backend(), device)
     view = RunView(model.run_dir)
     if view.newest_step() is None and view.config() is None:
-        raise TwinGPTError(f"{path} is no run: it has neither a checkpoint nor a config.toml")
+        raise TwinGPTError(tr("{path} is no run: it has neither a checkpoint nor a config.toml", path=path))
     for name in (CONTACTS_FILE, LIBRARY_FILE):
         check_file(model.run_dir, name)
     worker = Worker(model.find, slots=slots, max_waiting=limits.max_waiting)
@@ -189,7 +190,7 @@ def require_packages() -> None:
     """Raises TwinGPTError if what `serve` alone needs is not installed."""
     missing = [name for name in ("fastapi", "uvicorn", "uplot") if importlib.util.find_spec(name) is None]
     if missing:
-        raise TwinGPTError(f"serve needs {', '.join(missing)}: pip install 'twingpt[serve]'")
+        raise TwinGPTError(tr("serve needs {packages}: pip install 'twingpt[serve]'", packages=", ".join(missing)))
 
 
 def new_seed() -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from twingpt.core.errors import GrammarError
+from twingpt.core.language import tr
 from twingpt.core.sampling import Sampling
 from twingpt.generation.batching import Request
 from twingpt.generation.model import Model
@@ -39,8 +40,9 @@ def chat_prompt(model: Model, body: ChatRequest, sampling: Sampling, limit: int)
     # Its contacts are brought into form before it is counted, which for a text of any length would take any time.
     if body.doc is not None and model.tokenizer.count(body.doc) > 2 * block_size:
         # Clients tell by these words of OpenAI's that it is the length, where they do not read the code.
-        message = (
-            f"the document is too long, this model's maximum context length is {block_size}: give what matters of it"
+        message = tr(
+            "the document is too long, this model's maximum context length is {block_size}: give what matters of it",
+            block_size=block_size,
         )
         raise RefusalError(400, message, TOO_LONG)
     structured = body.format == "answer"
@@ -58,7 +60,11 @@ def _completion(
     prompt_only = body.max_tokens == 0
     # A prompt that fills the context can still be scored, but nothing can follow it.
     if read > block_size - (not prompt_only):
-        message = f"the prompt takes {read} tokens, this model's maximum context length is {block_size}: shorten it"
+        message = tr(
+            "the prompt takes {read} tokens, this model's maximum context length is {block_size}: shorten it",
+            read=read,
+            block_size=block_size,
+        )
         raise RefusalError(400, message, TOO_LONG)
     return replace(wanted, prompt_only=prompt_only)
 

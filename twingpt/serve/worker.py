@@ -14,6 +14,7 @@ from dataclasses import InitVar, dataclass, field
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.tokens.tokenizer import Tokenizer
 from twingpt.generation.batching import Batcher, Event, FinishReason, Logprobs, Request, prompt_logprobs
 from twingpt.generation.pieces import Piece, TextWriter
@@ -136,7 +137,7 @@ class Worker:
         self._waiting = FairQueue()
         self._live: dict[int, Job] = {}
         self._batcher: Batcher | None = None
-        self._missing = "the run has no checkpoint yet"
+        self._missing = tr("the run has no checkpoint yet")
         self._reloads: deque[_Reload] = deque()
         self._loading: Future[None] | None = None
         self._stopping = False
@@ -170,7 +171,7 @@ class Worker:
     @property
     def problem(self) -> str:
         """Why there is no model, where there is none."""
-        return f"no model is loaded: {self._missing}"
+        return tr("no model is loaded: {missing}", missing=self._missing)
 
     @property
     def load(self) -> Load:
@@ -209,8 +210,8 @@ class Worker:
             except Exception as error:
                 # Without this thread whoever waits would wait for ever.
                 logger.exception("the engine's thread met a defect")
-                self._fail_all(f"the server failed: {_message(error)}")
-        self._fail_all("the server is shutting down")
+                self._fail_all(tr("the server failed: {error}", error=_message(error)))
+        self._fail_all(tr("the server is shutting down"))
         for request in self._reloads:
             request.done.cancel()
 
@@ -236,7 +237,7 @@ class Worker:
         try:
             self._batcher = Batcher(load(), self.slots)
         except Exception as error:
-            self._missing = f"{_message(error)}; POST /api/reload tries again"
+            self._missing = tr("{error}; POST /api/reload tries again", error=_message(error))
             raise
 
     def _read_inbox(self, block: bool) -> None:
@@ -280,7 +281,7 @@ class Worker:
         now = time.monotonic()
         overdue = self._waiting.overdue(now) + [job for job in self._live.values() if job.deadline <= now]
         for job in overdue:
-            self._end(job, None, "the time limit of this server was reached before the answer was complete")
+            self._end(job, None, tr("the time limit of this server was reached before the answer was complete"))
 
     def _reload(self) -> None:
         requests, self._reloads = self._reloads, deque()
@@ -291,7 +292,7 @@ class Worker:
             self._open()
         except Exception as error:
             problem = error
-            logger.exception("the checkpoint could not be loaded")
+            logger.exception(tr("the checkpoint could not be loaded"))
         finally:
             self._loading = None
             loading.set_result(None)
@@ -326,7 +327,7 @@ class Worker:
             except Exception as error:
                 # Nothing of it is in the cache, so that the others go on.
                 logger.exception("request %s: the prompt could not be scored", job.id)
-                self._end(job, None, f"the engine failed: {_message(error)}")
+                self._end(job, None, tr("the engine failed: {error}", error=_message(error)))
                 return True
         if job.prompt_only:
             self._end(job, "length")
@@ -338,7 +339,7 @@ class Worker:
             events = self._batcher.step()
         except Exception as error:
             logger.exception("the engine failed; under way: %s", " ".join(job.id for job in self._live.values()))
-            problem = f"the engine failed: {_message(error)}"
+            problem = tr("the engine failed: {error}", error=_message(error))
         else:
             for event in events:
                 self._pass_on(self._live[event.handle], event)

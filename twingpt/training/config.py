@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import tomli_w
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.presets import find_preset
 from twingpt.core.spec import GPTSpec, build
 from twingpt.data.prepare.settings import Contacts
@@ -35,9 +36,21 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.contacts not in get_args(Contacts):
-            raise UsageError(f"contacts = {self.contacts!r}: it must be one of {', '.join(get_args(Contacts))}")
+            raise UsageError(
+                tr(
+                    "contacts = {contacts!r}: it must be one of {choices}",
+                    contacts=self.contacts,
+                    choices=", ".join(get_args(Contacts)),
+                )
+            )
         if self.template not in ("", *get_args(Template)):
-            raise UsageError(f"template = {self.template!r}: it must be one of {', '.join(get_args(Template))}")
+            raise UsageError(
+                tr(
+                    "template = {template!r}: it must be one of {choices}",
+                    template=self.template,
+                    choices=", ".join(get_args(Template)),
+                )
+            )
 
     def save(self, run_dir: Path) -> None:
         content = {
@@ -91,7 +104,12 @@ def named_settings(preset: str | None, config_file: Path | None) -> tuple[dict[s
         content = read_toml(config_file)
         check_sections(content, config_file)
         if content.get("data"):
-            raise UsageError(f"data in {config_file} is not used: name the folder with --data, and take that line out")
+            raise UsageError(
+                tr(
+                    "data in {config_file} is not used: name the folder with --data, and take that line out",
+                    config_file=config_file,
+                )
+            )
         model |= content.get("model", {})
         train |= content.get("train", {})
     return model, train
@@ -100,23 +118,27 @@ def named_settings(preset: str | None, config_file: Path | None) -> tuple[dict[s
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises TwinGPTError if the file is missing or is not TOML."""
     if path.exists() and not path.is_file():
-        raise TwinGPTError(f"{path} is no file: name a TOML file")
+        raise TwinGPTError(tr("{path} is no file: name a TOML file", path=path))
     try:
         # Some editors put a mark before the text, which is none of it.
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
-        raise TwinGPTError(f"{path} does not exist") from None
+        raise TwinGPTError(tr("{path} does not exist", path=path)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise TwinGPTError(f"{path} cannot be read as TOML: {error}") from None
+        raise TwinGPTError(tr("{path} cannot be read as TOML: {error}", path=path, error=error)) from None
 
 
 def check_sections(content: dict[str, Any], path: Path) -> None:
     for key, value in content.items():
         if key not in ("data", "contacts", "template", "model", "train"):
             raise UsageError(
-                f"unknown setting {key} in {path}: it may hold [model], [train], data, contacts and template"
+                tr(
+                    "unknown setting {key} in {path}: it may hold [model], [train], data, contacts and template",
+                    key=key,
+                    path=path,
+                )
             )
         if key in ("model", "train") and not isinstance(value, dict):
-            raise UsageError(f"{key} in {path} must be a table: [{key}]")
+            raise UsageError(tr("{key} in {path} must be a table: [{key}]", key=key, path=path))
         if key in ("data", "contacts", "template") and not isinstance(value, str):
-            raise UsageError(f"{key} = {value!r} in {path} must be a text")
+            raise UsageError(tr("{key} = {value!r} in {path} must be a text", key=key, value=value, path=path))

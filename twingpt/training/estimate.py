@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from twingpt.core.backend import BackendName
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import mark, tr
 from twingpt.core.params import HEAD, TOKEN_EMBEDDING, parameter_count, parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import state_bytes
@@ -99,13 +100,20 @@ def plan_memory(
     plan = next((plan for plan in plans if plan.fits), plans[-1])
     if strict and not plan.fits:
         raise TwinGPTError(
-            f"--memory-limit {limit / GIB:.2f} GiB: {plan.micro_batch} x {spec.block_size} tokens at a time need about "
-            f"{plan.estimate.total / GIB:.2f} GiB: {LESS_MEMORY}"
+            tr(
+                "--memory-limit {limit:.2f} GiB: {micro_batch} x {block_size} tokens at a time need about "
+                "{total:.2f} GiB: {advice}",
+                limit=limit / GIB,
+                micro_batch=plan.micro_batch,
+                block_size=spec.block_size,
+                total=plan.estimate.total / GIB,
+                advice=tr(LESS_MEMORY),
+            )
         )
     return plan
 
 
-LESS_MEMORY = (
+LESS_MEMORY = mark(
     "use --activation-checkpointing, --precision bfloat16, a smaller --micro-batch or --block-size, or a smaller model"
 )
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import StoppedError
+from twingpt.core.language import mark, tr
 from twingpt.core.params import parameter_count
 from twingpt.data.files import LIBRARY_FILE
 from twingpt.training.config import RunConfig
@@ -53,32 +54,49 @@ def run_shown(
     console.quiet = console.quiet or not first
     last = min(stop_at or config.train.steps, config.train.steps)
     for note in session.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(tr("note: {note}", note=note), markup=False, highlight=False, soft_wrap=True)
     if trainer.is_done(stop_at):
         if first:
             # Of a process that was killed after its last step.
             RunningMark.remove(run_dir)
         more = "--steps" if last == config.train.steps else "--stop-at"
         console.print(
-            f"nothing is left to do: {run_dir} is at step {trainer.step} of {last}; to train on, add a larger {more}",
+            tr(
+                "nothing is left to do: {run_dir} is at step {step} of {last}; to train on, add a larger {more}",
+                run_dir=run_dir,
+                step=trainer.step,
+                last=last,
+                more=more,
+            ),
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
         return
-    ranks = f"{session.world.size} ranks, " if session.world.size > 1 else ""
-    engine = f"{find_engine(session.backend.name).title} on {session.backend.device}"
+    ranks = tr("{size} ranks, ", size=session.world.size) if session.world.size > 1 else ""
+    engine = tr("{title} on {device}", title=find_engine(session.backend.name).title, device=session.backend.device)
     console.print(
-        f"{engine}: {ranks}{parameter_count(config.model):,} parameters, "
-        f"{config.train.batch_size} x {config.model.block_size} tokens an update, from step {trainer.step} to {last}",
+        tr(
+            "{engine}: {ranks}{parameters:,} parameters, "
+            "{batch_size} x {block_size} tokens an update, from step {step} to {last}",
+            engine=engine,
+            ranks=ranks,
+            parameters=parameter_count(config.model),
+            batch_size=config.train.batch_size,
+            block_size=config.model.block_size,
+            step=trainer.step,
+            last=last,
+        ),
         highlight=False,
     )
     console.print(memory_line(session.memory), markup=False, highlight=False, soft_wrap=True)
     if not session.memory.fits:
-        console.print(f"warning: that may be too much: {LESS_MEMORY}", markup=False, highlight=False)
+        console.print(
+            tr("warning: that may be too much: {advice}", advice=tr(LESS_MEMORY)), markup=False, highlight=False
+        )
     awake = keep_awake()
     if awake is not None:
-        console.print("caffeinate keeps this Mac awake until the training ends")
+        console.print(tr("caffeinate keeps this Mac awake until the training ends"))
     mark = RunningMark(os.getpid(), session.memory.micro_batch, config.train.batch_size)
     display = TrainDisplay(console, trainer.step, last)
 
@@ -95,7 +113,10 @@ def run_shown(
         if estimate_time and last - trainer.step >= WORTH_A_WARM_UP:
             console.print(time_line(trainer.warm_up(stop_at)), markup=False, highlight=False, soft_wrap=True)
         if stop_after is not None:
-            console.print(f"ends after {timedelta(seconds=round(stop_after))}, if not before", highlight=False)
+            console.print(
+                tr("ends after {duration}, if not before", duration=timedelta(seconds=round(stop_after))),
+                highlight=False,
+            )
         with (
             stop_on_signals(trainer.request_stop) as received,
             stopping_after(stop_after, trainer.request_stop) as over,
@@ -108,10 +129,15 @@ def run_shown(
     if number is None and trainer.step < last and not over.is_set():
         number = signal.SIGTERM  # which another rank was sent
     if number is not None:
-        console.print(f"stopped at step {trainer.step} and saved. Go on with:")
-        console.print(f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}", markup=False)
+        console.print(tr("stopped at step {step} and saved. Go on with:", step=trainer.step))
+        console.print(
+            f"  twingpt train --out {run_dir} --resume --backend {session.backend.name}",
+            markup=False,
+        )
         raise StoppedError(128 + number)
-    console.print(f"saved step {trainer.step} in {run_dir}", markup=False, highlight=False)
+    console.print(
+        tr("saved step {step} in {run_dir}", step=trainer.step, run_dir=run_dir), markup=False, highlight=False
+    )
     if first and not is_supervised():
         say_next(run_dir, console)
 
@@ -120,36 +146,50 @@ def say_next(run_dir: Path, console: Console) -> None:
     """The commands that a training leads to."""
     step, steps = CheckpointStore(run_dir).steps()[-1], RunConfig.load(run_dir).train.steps
     shown = shlex.quote(str(run_dir))
-    lines = [f"twingpt train --out {shown} --resume   (to step {steps})"] if step < steps else []
+    lines = (
+        [tr("twingpt train --out {shown} --resume   (to step {steps})", shown=shown, steps=steps)]
+        if step < steps
+        else []
+    )
     if (run_dir / LIBRARY_FILE).is_file():
         lines.append(f'twingpt ask {shown} "..."')
     for line in [*lines, f"twingpt serve {shown}"]:
-        console.print(f"next: {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(tr("next: {line}", line=line), markup=False, highlight=False, soft_wrap=True)
 
 
 def memory_line(plan: MemoryPlan) -> str:
     need = plan.estimate
     parts = {
-        "weights": need.weights,
-        "gradients": need.gradients,
-        "moments": need.moments,
-        "activations": need.activations,
-        "logits": need.logits,
-        "framework": need.framework,
+        mark("weights"): need.weights,
+        mark("gradients"): need.gradients,
+        mark("moments"): need.moments,
+        mark("activations"): need.activations,
+        mark("logits"): need.logits,
+        mark("framework"): need.framework,
     }
-    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-    return (
-        f"estimated memory: {need.total / GIB:.2f} of {plan.limit / GIB:.2f} GiB ({listed}), "
-        f"{plan.micro_batch} sequences at a time"
+    listed = ", ".join(f"{tr(name)} {size / GIB:.2f}" for name, size in parts.items())
+    return tr(
+        "estimated memory: {total:.2f} of {limit:.2f} GiB ({listed}), {micro_batch} sequences at a time",
+        total=need.total / GIB,
+        limit=plan.limit / GIB,
+        listed=listed,
+        micro_batch=plan.micro_batch,
     )
 
 
 def time_line(estimate: TimeEstimate) -> str:
     total = timedelta(seconds=round(estimate.total))
-    return (
-        f"estimated time: {total} ({estimate.steps:,} steps of {estimate.step:.3g} s, "
-        f"{estimate.evaluations} evaluations of {estimate.evaluation:.3g} s, "
-        f"{estimate.saves} saves of {estimate.save:.3g} s)"
+    return tr(
+        "estimated time: {total} ({steps:,} steps of {step:.3g} s, "
+        "{evaluations} evaluations of {evaluation:.3g} s, "
+        "{saves} saves of {save:.3g} s)",
+        total=total,
+        steps=estimate.steps,
+        step=estimate.step,
+        evaluations=estimate.evaluations,
+        evaluation=estimate.evaluation,
+        saves=estimate.saves,
+        save=estimate.save,
     )
 
 

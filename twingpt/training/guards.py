@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.params import parameter_count
 from twingpt.core.spec import GPTSpec
 from twingpt.core.state import state_bytes
@@ -57,8 +58,13 @@ def check_disk(store: CheckpointStore, spec: GPTSpec, config: TrainConfig) -> No
     free = free_bytes(store.folder)
     if free < needed:
         raise TwinGPTError(
-            f"{store.folder} has {free:,} bytes free, the run's checkpoints need {needed:,}: make space, lower "
-            "--keep-last, or choose another --out"
+            tr(
+                "{folder} has {free:,} bytes free, the run's checkpoints need {needed:,}: make space, lower "
+                "--keep-last, or choose another --out",
+                folder=store.folder,
+                free=free,
+                needed=needed,
+            )
         )
 
 

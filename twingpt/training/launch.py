@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from twingpt.core.engines import engines
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.world import Host, Launch
 from twingpt.training.restart import without_option
 
@@ -19,11 +20,22 @@ def launch_hosts(hosts: Sequence[str], backend: str, arguments: Sequence[str]) -
     """
     launchers = {engine.name: engine.launcher for engine in engines() if engine.launcher is not None}
     if backend not in launchers:
-        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(launchers)}")
+        raise UsageError(
+            tr(
+                "unknown backend {backend!r}: choose one of {choices}",
+                backend=backend,
+                choices=", ".join(launchers),
+            )
+        )
     addresses = [_address(host) for host in hosts]
     loopback = [host for host, address in zip(hosts, addresses, strict=True) if address.startswith("127.")]
     if loopback and len(loopback) < len(hosts):
-        raise UsageError(f"--hosts: the other machines cannot reach {loopback[0]}: name this one by its own address")
+        raise UsageError(
+            tr(
+                "--hosts: the other machines cannot reach {address}: name this one by its own address",
+                address=loopback[0],
+            )
+        )
     ranks = [Host(host, address, _is_local(address)) for host, address in zip(hosts, addresses, strict=True)]
     return launchers[backend].start(ranks, ["-m", "twingpt", *arguments])
 
@@ -38,16 +50,16 @@ def start(launch: Launch) -> list[str]:
     if launch.here is not None:
         sys.stdout.flush()
         os.execv(launch.here[0], launch.here)
-    return [f"on {host}:  {shlex.join(line)}" for host, line in launch.on_hosts.items()]
+    return [tr("on {host}:  {line}", host=host, line=shlex.join(line)) for host, line in launch.on_hosts.items()]
 
 
 def _address(host: str) -> str:
     if not host:
-        raise UsageError("--hosts: a name is missing: write them with one comma between two")
+        raise UsageError(tr("--hosts: a name is missing: write them with one comma between two"))
     try:
         return socket.gethostbyname(host)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"--hosts: {host!r} has no address ({error})") from None
+        raise UsageError(tr("--hosts: {host!r} has no address ({error})", host=host, error=error)) from None
 
 
 def _is_local(address: str) -> bool:

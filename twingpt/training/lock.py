@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 
 
 class RunLock:
@@ -21,13 +22,18 @@ class RunLock:
         try:
             self._descriptor = os.open(run_dir, os.O_RDONLY)
         except OSError as error:
-            raise TwinGPTError(f"{run_dir} cannot be opened: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("{run_dir} cannot be opened: {reason}", run_dir=run_dir, reason=os_reason(error))
+            ) from None
         try:
             fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
             raise TwinGPTError(
-                f"{run_dir} is being trained by another twingpt: wait for it, stop it, or give another --out"
+                tr(
+                    "{run_dir} is being trained by another twingpt: wait for it, stop it, or give another --out",
+                    run_dir=run_dir,
+                )
             ) from None
         except OSError:
             pass  # some network file systems have no locks

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.training.validation import Evaluation
 from twingpt.weights.format import write_whole
 
@@ -185,7 +186,11 @@ class MetricsLog:
             yield
         except OSError as error:
             raise TwinGPTError(
-                f"{self.path} cannot be written ({error.strerror}): mend that, then go on with --resume"
+                tr(
+                    "{path} cannot be written ({reason}): mend that, then go on with --resume",
+                    path=self.path,
+                    reason=os_reason(error),
+                )
             ) from None
 
 
@@ -217,7 +222,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The whole lines of RUN/metrics.jsonl. Raises TwinGPTError if there is no such file."""
     path = run_dir / METRICS_FILE
     if not path.is_file():
-        raise TwinGPTError(f"{path} does not exist")
+        raise TwinGPTError(tr("{path} does not exist", path=path))
     return list(metric_lines(path))
 
 
@@ -254,36 +259,51 @@ class TrainDisplay:
             elif isinstance(report, EvalReport):
                 self._evaluation(report)
             elif not isinstance(report, SaveReport):
-                line = f"step {report.step}  {_aside(report)}"
+                line = tr("step {step}  {aside}", step=report.step, aside=_aside(report))
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
             yield report
 
     def _step(self, report: StepReport) -> None:
         left = timedelta(seconds=round(report.seconds_left))
-        speed = f"{report.tokens_per_second:,.0f} tokens/s"
-        text = f"epoch {report.epoch:.2f}  loss {report.loss:.4f}  {speed}  {left} left"
+        speed = tr("{tokens_per_second:,.0f} tokens/s", tokens_per_second=report.tokens_per_second)
+        text = tr(
+            "epoch {epoch:.2f}  loss {loss:.4f}  {speed}  {left} left",
+            epoch=report.epoch,
+            loss=report.loss,
+            speed=speed,
+            left=left,
+        )
         if report.skipped:
-            text += f"  {report.skipped} skipped"
+            text += tr("  {skipped} skipped", skipped=report.skipped)
         self._progress.update(self._task, completed=report.step, description=text)
         if self._progress.disable:
-            self._console.print(f"step {report.step}  {text}", highlight=False)
+            self._console.print(tr("step {step}  {text}", step=report.step, text=text), highlight=False)
 
     def _evaluation(self, report: EvalReport) -> None:
         result = report.evaluation
         self._console.print(
-            f"step {report.step}  validation loss {result.loss:.4f}  perplexity {result.perplexity:,.1f}  "
-            f"{result.bits_per_byte:.4f} bits/byte",
+            tr(
+                "step {step}  validation loss {loss:.4f}  perplexity {perplexity:,.1f}  {bits_per_byte:.4f} bits/byte",
+                step=report.step,
+                loss=result.loss,
+                perplexity=result.perplexity,
+                bits_per_byte=result.bits_per_byte,
+            ),
             highlight=False,
         )
         if report.average is not None:
             found = report.average
             self._console.print(
-                f"step {report.step}  averaged weights: validation loss {found.loss:.4f}  "
-                f"{found.bits_per_byte:.4f} bits/byte",
+                tr(
+                    "step {step}  averaged weights: validation loss {loss:.4f}  {bits_per_byte:.4f} bits/byte",
+                    step=report.step,
+                    loss=found.loss,
+                    bits_per_byte=found.bits_per_byte,
+                ),
                 highlight=False,
             )
         if report.problem is not None:
-            line = f"step {report.step}  no sample: {report.problem}"
+            line = tr("step {step}  no sample: {problem}", step=report.step, problem=report.problem)
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         if report.sample and report.sample.strip():
             self._console.print(report.sample.strip(), style="dim", markup=False, highlight=False)
@@ -291,10 +311,17 @@ class TrainDisplay:
 
 def _aside(report: SpikeReport | MicroBatchReport | DiskReport) -> str:
     if isinstance(report, SpikeReport):
-        return f"loss jumped to {report.loss:.4f}, from a running mean of {report.mean:.4f}"
+        return tr("loss jumped to {loss:.4f}, from a running mean of {mean:.4f}", loss=report.loss, mean=report.mean)
     if isinstance(report, MicroBatchReport):
-        return f"{report.problem}; micro-batch {report.before} -> {report.after}, the same step again"
-    return (
-        f"warning: {report.folder} has {report.free:,} bytes free, the next checkpoint needs {report.needed:,}: "
-        "make space before it is due"
+        return tr(
+            "{problem}; micro-batch {before} -> {after}, the same step again",
+            problem=report.problem,
+            before=report.before,
+            after=report.after,
+        )
+    return tr(
+        "warning: {folder} has {free:,} bytes free, the next checkpoint needs {needed:,}: make space before it is due",
+        folder=report.folder,
+        free=report.free,
+        needed=report.needed,
     )

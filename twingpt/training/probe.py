@@ -16,6 +16,7 @@ import numpy as np
 from twingpt.core.backend import DeviceChoice, create_backend
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError
 from twingpt.core.init import initial_weights
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec, build
 from twingpt.core.state import MODEL
 from twingpt.training.config import TrainConfig
@@ -58,8 +59,17 @@ def probe(
         return ProbeResult(**json.loads(child.stdout.splitlines()[-1]))
     if -child.returncode in MEMORY_SIGNALS:
         name = signal.Signals(-child.returncode).name
-        return ProbeResult(False, reason=f"its process was ended by {name}" + (f": {last}" if last else ""))
-    raise TwinGPTError(f"a trial of {micro_batch} sequences at a time on {backend} failed: {last or child.returncode}")
+        return ProbeResult(
+            False, reason=tr("its process was ended by {name}", name=name) + (f": {last}" if last else "")
+        )
+    raise TwinGPTError(
+        tr(
+            "a trial of {micro_batch} sequences at a time on {backend} failed: {reason}",
+            micro_batch=micro_batch,
+            backend=backend,
+            reason=last or child.returncode,
+        )
+    )
 
 
 def measure(task: dict[str, Any]) -> ProbeResult:

@@ -16,6 +16,7 @@ import psutil  # type: ignore[import-untyped]
 from twingpt import __version__
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import StoppedError, TwinGPTError, UsageError
+from twingpt.core.language import mark, tr
 from twingpt.core.world import World, gather_facts, launched_for, started_again, totals
 from twingpt.training.config import RunConfig
 from twingpt.training.record import read_sessions
@@ -34,8 +35,17 @@ def check_launcher(backend: str) -> None:
     if name is not None and name != find_engine(backend).name:
         own, other = find_engine(backend).launcher, find_engine(name).launcher
         raise UsageError(
-            f"--backend {backend} was started by {other.name if other else 'MPI'}, which serves --backend {name}: "
-            + (f"start it with {own.name}" if own else "it trains in one process, so start it without a launcher")
+            tr(
+                "--backend {backend} was started by {other}, which serves --backend {name}: ",
+                backend=backend,
+                other=other.name if other else "MPI",
+                name=name,
+            )
+            + (
+                tr("start it with {own}", own=own.name)
+                if own
+                else tr("it trains in one process, so start it without a launcher")
+            )
         )
 
 
@@ -60,11 +70,11 @@ def check_agreement(
     """
     train = {name: value for name, value in asdict(config.train).items() if name not in OF_EACH_RANK}
     facts = {
-        "version of twingpt": __version__,
+        mark("version of twingpt"): __version__,
         "step": str(start.progress.step if start else 0),
         "checkpoint": "none" if start is None else " ".join(sorted(read_progress(start.path)[1].values())),
-        "evaluation of that step": str(start is not None and start.progress.val_loss is not None),
-        "position in the data": str(start.progress.samples if start else 0),
+        mark("evaluation of that step"): str(start is not None and start.progress.val_loss is not None),
+        mark("position in the data"): str(start.progress.samples if start else 0),
         **fingerprint,
         **options,
         **{f"model.{name}": str(value) for name, value in config.model.to_dict().items()},
@@ -76,15 +86,27 @@ def check_agreement(
             here, there = first.get(name, "nothing"), theirs.get(name, "nothing")
             if here != there:
                 raise TwinGPTError(
-                    f"rank {rank} has another {name} than rank 0 ({there[:60]} there, {here[:60]} on rank 0): "
-                    "give every rank the same DATA, RUN and options"
+                    tr(
+                        "rank {rank} has another {name} than rank 0 ({there} there, {here} on rank 0): "
+                        "give every rank the same DATA, RUN and options",
+                        rank=rank,
+                        name=tr(name),
+                        there=there[:60],
+                        here=here[:60],
+                    )
                 )
 
 
 def local_batch(batch_size: int, world: World) -> int:
     """Sequences of an update that one rank has. Raises UsageError if the ranks cannot share them evenly."""
     if batch_size % world.size:
-        raise UsageError(f"--batch-size {batch_size} cannot be shared by {world.size} ranks: choose a multiple")
+        raise UsageError(
+            tr(
+                "--batch-size {batch_size} cannot be shared by {size} ranks: choose a multiple",
+                batch_size=batch_size,
+                size=world.size,
+            )
+        )
     return batch_size // world.size
 
 
@@ -129,8 +151,11 @@ class Watchdog:
         while (left := self._last + self._timeout - time.monotonic()) > 0:
             time.sleep(left)
         sys.stderr.write(
-            f"error: no rank moved for {self._timeout:g} s (--rank-timeout): one of them hangs, or is much slower; "
-            "start all of them again with --resume\n"
+            tr(
+                "error: no rank moved for {timeout:g} s (--rank-timeout): one of them hangs, or is much slower; "
+                "start all of them again with --resume\n",
+                timeout=self._timeout,
+            )
         )
         leave_at_once(1)
 
@@ -141,7 +166,7 @@ def leaving_at_once() -> Iterator[None]:
     try:
         yield
     except TwinGPTError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(tr("error: {error}\n", error=error))
         leave_at_once(error.exit_code)
     except StoppedError as stopped:
         leave_at_once(stopped.exit_code)

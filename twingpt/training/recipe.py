@@ -6,6 +6,7 @@ from typing import Self, TypedDict
 
 from twingpt.core.engine_settings import DeviceChoice, EngineConfig, EngineSettings, OptimizerName, Precision
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.schedule import Schedule, ScheduleKind
 from twingpt.core.setting import setting
 from twingpt.data.tokens.cut import Cut
@@ -69,7 +70,13 @@ class TrainConfig(EngineSettings):
     def __post_init__(self) -> None:
         EngineSettings.__post_init__(self)
         if self.micro_batch and self.batch_size % self.micro_batch:
-            raise UsageError(f"train.micro_batch = {self.micro_batch} does not divide batch_size = {self.batch_size}")
+            raise UsageError(
+                tr(
+                    "train.micro_batch = {micro_batch} does not divide batch_size = {batch_size}",
+                    micro_batch=self.micro_batch,
+                    batch_size=self.batch_size,
+                )
+            )
         # What they cannot mean together is asked now, not when training begins.
         self.lr_schedule()
 

@@ -10,6 +10,7 @@ from twingpt.checks.machine import machine, versions
 from twingpt.core.backend import Backend
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.weights.format import write_whole
 
 SESSIONS_FILE = "sessions.jsonl"
@@ -53,7 +54,9 @@ def record_session(run_dir: Path, step: int, backend: Backend, ranks: int, micro
     try:
         write_whole(run_dir / SESSIONS_FILE, content.encode())
     except OSError as error:
-        raise TwinGPTError(f"{run_dir / SESSIONS_FILE} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(
+            tr("{path} cannot be written: {reason}", path=run_dir / SESSIONS_FILE, reason=os_reason(error))
+        ) from None
 
 
 def read_sessions(run_dir: Path) -> list[SessionRecord]:

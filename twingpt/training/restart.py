@@ -23,6 +23,7 @@ from typing import NoReturn, Self
 from rich.console import Console
 
 from twingpt.core.errors import StoppedError, TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.training.estimate import LESS_MEMORY, smaller_micro_batch
 from twingpt.training.probe import MEMORY_SIGNALS
 from twingpt.weights.checkpoint import CheckpointStore
@@ -85,7 +86,9 @@ class RunningMark:
         try:
             write_whole(run_dir / MARK_FILE, json.dumps(asdict(self)).encode())
         except OSError as error:
-            raise TwinGPTError(f"{run_dir / MARK_FILE} cannot be written: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("{path} cannot be written: {reason}", path=run_dir / MARK_FILE, reason=os_reason(error))
+            ) from None
 
     @staticmethod
     def remove(run_dir: Path) -> None:
@@ -106,9 +109,16 @@ class RunningMark:
     @property
     def advice(self) -> str:
         """What to tell the person who resumes."""
-        said = f"the last process ended without a word at micro-batch {self.micro_batch} (killed, or by Metal)"
+        said = tr(
+            "the last process ended without a word at micro-batch {micro_batch} (killed, or by Metal)",
+            micro_batch=self.micro_batch,
+        )
         smaller = smaller_micro_batch(self.batch_size, self.micro_batch)
-        return said if smaller is None else f"{said}. If memory had run out, add --micro-batch {smaller}"
+        return (
+            said
+            if smaller is None
+            else tr("{said}. If memory had run out, add --micro-batch {smaller}", said=said, smaller=smaller)
+        )
 
 
 def supervise(arguments: list[str], run_dir: Path, console: Console) -> int:
@@ -126,17 +136,28 @@ def supervise(arguments: list[str], run_dir: Path, console: Console) -> int:
         name = signal.Signals(-code).name
         mark = RunningMark.read(run_dir)
         if -code not in MEMORY_SIGNALS or mark is None or mark.pid != pid:
-            raise TwinGPTError(f"the training process was ended by {name}: `twingpt doctor` checks the device")
+            raise TwinGPTError(
+                tr("the training process was ended by {name}: `twingpt doctor` checks the device", name=name)
+            )
         smaller = smaller_micro_batch(mark.batch_size, mark.micro_batch)
         if smaller is None:
             raise TwinGPTError(
-                f"the training process was ended by {name}, with one sequence at a time: if memory ran out, "
-                f"{LESS_MEMORY}, or close other programs"
+                tr(
+                    "the training process was ended by {name}, with one sequence at a time: if memory ran out, "
+                    "{advice}, or close other programs",
+                    name=name,
+                    advice=tr(LESS_MEMORY),
+                )
             )
         console.show_cursor()  # which its progress bar had hidden
         console.print(
-            f"the training process was ended by {name} at micro-batch {mark.micro_batch}; "
-            f"going on from the last checkpoint with {smaller}",
+            tr(
+                "the training process was ended by {name} at micro-batch {micro_batch}; "
+                "going on from the last checkpoint with {smaller}",
+                name=name,
+                micro_batch=mark.micro_batch,
+                smaller=smaller,
+            ),
             highlight=False,
             soft_wrap=True,
         )
@@ -151,7 +172,7 @@ def train_supervised(options: Sequence[str], run_dir: Path, console: Console) ->
     """
     code = supervise(["train", "--out", str(run_dir), *options], run_dir, console)
     if code > 128:
-        console.print("The command that you gave goes on from here, too.", highlight=False)
+        console.print(tr("The command that you gave goes on from here, too."), highlight=False)
     if code:
         raise StoppedError(code)
 

@@ -10,6 +10,7 @@ from typing import Self
 
 from twingpt.core.engines import find_engine
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.world import launched_for
 from twingpt.data.tokens.arrays import TokenArrays
 from twingpt.data.tokens.windows import Tokens
@@ -110,7 +111,7 @@ def start(request: TrainRequest) -> TrainingRun:
     Raises TwinGPTError or UsageError, with nothing written, if the request cannot be carried out.
     """
     if launched_for() is not None:
-        raise UsageError("several ranks are trained by the command `twingpt train`, not by twingpt.train")
+        raise UsageError(tr("several ranks are trained by the command `twingpt train`, not by twingpt.train"))
     session = open_session(replace(request, backend=find_engine(request.backend).name))
     for note in session.notes:
         logging.getLogger(__name__).warning(note)
@@ -121,10 +122,10 @@ def data_of(data: Data, token_bytes: Tokens | None) -> tuple[Path | None, TokenA
     """(the folder, the arrays) that were given; one of them, or neither. Raises UsageError for anything else."""
     if isinstance(data, tuple | list):
         if len(data) != 2:
-            raise UsageError(f"data holds {len(data)} arrays: give (train_tokens, val_tokens)")
+            raise UsageError(tr("data holds {arrays} arrays: give (train_tokens, val_tokens)", arrays=len(data)))
         return None, TokenArrays(data[0], data[1], token_bytes)
     if token_bytes is not None:
-        raise UsageError("token_bytes belongs to arrays: a DATA folder has a tokenizer that knows them")
+        raise UsageError(tr("token_bytes belongs to arrays: a DATA folder has a tokenizer that knows them"))
     if data is None or isinstance(data, str | Path):
         return None if data is None else Path(data), None
-    raise UsageError(f"data is {type(data).__name__}: give a DATA folder, or (train_tokens, val_tokens)")
+    raise UsageError(tr("data is {kind}: give a DATA folder, or (train_tokens, val_tokens)", kind=type(data).__name__))

@@ -11,6 +11,7 @@ from twingpt.checks.causality import probe_spec, startup_check
 from twingpt.core import dropout
 from twingpt.core.backend import Backend, DeviceChoice, create_backend, join_world
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import os_reason, tr
 from twingpt.core.memory import machine_memory
 from twingpt.core.spec import GPTSpec, build
 from twingpt.core.world import Alone, World, launched_for
@@ -141,7 +142,14 @@ def _check_limits(request: TrainRequest) -> None:
         ("--stop-at", request.stop_at, float(LARGEST_COUNT)),
     ):
         if value is not None and not 0 < value <= most:
-            raise UsageError(f"{option} {value} cannot be meant: give a number above 0, up to {most:,.0f}")
+            raise UsageError(
+                tr(
+                    "{option} {value} cannot be meant: give a number above 0, up to {most:,.0f}",
+                    option=option,
+                    value=value,
+                    most=most,
+                )
+            )
 
 
 def resolve(request: TrainRequest) -> Resolved:
@@ -235,7 +243,9 @@ def _open_folder(
             config.save(run_dir)
             record_files(run_dir, [CONFIG_FILE])
     except OSError as error:
-        raise TwinGPTError(f"{run_dir} cannot be written to: {error.strerror}") from None
+        raise TwinGPTError(
+            tr("{run_dir} cannot be written to: {reason}", run_dir=run_dir, reason=os_reason(error))
+        ) from None
     return lock
 
 
@@ -244,11 +254,13 @@ def _claim(run_dir: Path, checkpoint: Checkpoint | None) -> RunLock:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TwinGPTError(f"{run_dir} cannot be made: {error.strerror}") from None
+        raise TwinGPTError(tr("{run_dir} cannot be made: {reason}", run_dir=run_dir, reason=os_reason(error))) from None
     lock = RunLock(run_dir)
     steps = CheckpointStore(run_dir).steps()
     if (checkpoint is None and steps) or (checkpoint is not None and checkpoint.progress.step not in steps):
-        raise TwinGPTError(f"{run_dir} was trained by another twingpt meanwhile: run the same command again")
+        raise TwinGPTError(
+            tr("{run_dir} was trained by another twingpt meanwhile: run the same command again", run_dir=run_dir)
+        )
     return lock
 
 
@@ -272,8 +284,12 @@ def _plan_memory(
     plan = plan_memory(spec, train, device.name, device.device, limit, strict=strict)
     if plan.estimate.weights > limit:
         raise TwinGPTError(
-            f"the model's weights alone take {plan.estimate.weights / GIB:,.1f} GiB of the {limit / GIB:.1f} GiB that "
-            "can be used here: choose a smaller n_layer, n_embd or vocabulary"
+            tr(
+                "the model's weights alone take {weights:,.1f} GiB of the {limit:.1f} GiB that "
+                "can be used here: choose a smaller n_layer, n_embd or vocabulary",
+                weights=plan.estimate.weights / GIB,
+                limit=limit / GIB,
+            )
         )
     wanted = request.probe_memory
     if wanted is None:
@@ -287,9 +303,20 @@ def _plan_memory(
             break
         smaller = smaller_micro_batch(train.batch_size, tried)
         if smaller is None:
-            raise TwinGPTError(f"{result.reason}, with one sequence at a time: {LESS_MEMORY}, or close other programs")
+            raise TwinGPTError(
+                tr(
+                    "{reason}, with one sequence at a time: {advice}, or close other programs",
+                    reason=result.reason,
+                    advice=tr(LESS_MEMORY),
+                )
+            )
         halved.append(
-            f"{tried} sequences at a time did not fit into memory in a trial ({result.reason}): {smaller} now"
+            tr(
+                "{tried} sequences at a time did not fit into memory in a trial ({reason}): {smaller} now",
+                tried=tried,
+                reason=result.reason,
+                smaller=smaller,
+            )
         )
         smaller_train = dataclasses.replace(train, micro_batch=smaller)
         plan = plan_memory(spec, smaller_train, device.name, device.device, limit, strict=strict)
@@ -300,16 +327,20 @@ def check_new(run_dir: Path) -> None:
     """Raises UsageError if the folder holds a run that has been trained."""
     if steps := CheckpointStore(run_dir).steps():
         raise UsageError(
-            f"{run_dir} holds a run at step {steps[-1]}: add --resume to go on with it, or choose another --out"
+            tr(
+                "{run_dir} holds a run at step {step}: add --resume to go on with it, or choose another --out",
+                run_dir=run_dir,
+                step=steps[-1],
+            )
         )
 
 
 def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str]]:
     store = CheckpointStore(request.run_dir)
     if request.start_from is not None and request.resume:
-        raise UsageError("--from begins a new run, --resume goes on with one: give one of them")
+        raise UsageError(tr("--from begins a new run, --resume goes on with one: give one of them"))
     if request.moments and request.start_from is None:
-        raise UsageError("--moments goes with --from: it says what else is taken of that run")
+        raise UsageError(tr("--moments goes with --from: it says what else is taken of that run"))
     if not request.resume:
         check_new(request.run_dir)
         return None, []
@@ -317,12 +348,17 @@ def _find_checkpoint(request: TrainRequest) -> tuple[Checkpoint | None, list[str
     notes = [] if mark is None else [mark.advice]
     checkpoint, damaged = store.load_latest()
     if checkpoint is not None:
-        return checkpoint, notes + [f"{line}; using {checkpoint.path.name} instead" for line in damaged]
+        return checkpoint, notes + [
+            tr("{line}; using {checkpoint} instead", line=line, checkpoint=checkpoint.path.name) for line in damaged
+        ]
     if damaged:
-        raise TwinGPTError(f"{request.run_dir} cannot be resumed: {damaged[0]}")
+        raise TwinGPTError(tr("{run_dir} cannot be resumed: {reason}", run_dir=request.run_dir, reason=damaged[0]))
     if not (request.run_dir / CONFIG_FILE).is_file():
-        raise TwinGPTError(f"{request.run_dir} cannot be resumed: it holds no checkpoint")
-    return None, [*notes, f"{request.run_dir} ended before its first checkpoint: starting from step 0"]
+        raise TwinGPTError(tr("{run_dir} cannot be resumed: it holds no checkpoint", run_dir=request.run_dir))
+    return None, [
+        *notes,
+        tr("{run_dir} ended before its first checkpoint: starting from step 0", run_dir=request.run_dir),
+    ]
 
 
 def _data(request: TrainRequest) -> RunData:
@@ -331,12 +367,15 @@ def _data(request: TrainRequest) -> RunData:
     if request.data_dir is not None:
         return DataFolder.open(request.data_dir)
     if not request.resume:
-        raise UsageError("--data is missing: the folder that `twingpt prepare` wrote")
+        raise UsageError(tr("--data is missing: the folder that `twingpt prepare` wrote"))
     data = RunConfig.load(request.run_dir).data
     if data == ARRAYS:
         raise UsageError(
-            f"{request.run_dir} was trained on arrays of tokens: go on in Python, with "
-            "twingpt.train(RUN, data=(train_tokens, val_tokens), resume=True)"
+            tr(
+                "{run_dir} was trained on arrays of tokens: go on in Python, with "
+                "twingpt.train(RUN, data=(train_tokens, val_tokens), resume=True)",
+                run_dir=request.run_dir,
+            )
         )
     return DataFolder.open(Path(data))
 
@@ -379,7 +418,10 @@ def _config(
         notes = _schedule_notes(stored.train, config.train, checkpoint)
         if not is_recorded(request.run_dir, CONFIG_FILE):
             notes.append(
-                f"{request.run_dir / CONFIG_FILE} is not as the run last wrote it: it goes on with what stands there"
+                tr(
+                    "{file} is not as the run last wrote it: it goes on with what stands there",
+                    file=request.run_dir / CONFIG_FILE,
+                )
             )
     data.check_model(config.model)
     return dataclasses.replace(config, contacts=data.contacts, template=data.template), notes
@@ -395,7 +437,9 @@ def _train(request: TrainRequest) -> dict[str, Any]:
     ):
         if given.get(epochs) and steps in given:
             names = [f"--{name.replace('_', '-')}" for name in (steps, epochs)]
-            raise UsageError(f"{names[0]} and {names[1]} say the same thing: give one of them")
+            raise UsageError(
+                tr("{name} and {other} say the same thing: give one of them", name=names[0], other=names[1])
+            )
         if steps in given:
             given[epochs] = 0.0
     return given
@@ -414,8 +458,15 @@ def _check_named(request: TrainRequest, config: RunConfig) -> None:
             own = getattr(settings, name, None)
             if own != value and name not in getattr(request, section):
                 raise UsageError(
-                    f"{section}.{name} = {value!r}, but {request.run_dir} has {own!r}: with --resume leave out "
-                    "--preset and --config, or give the one setting that is to change as an option"
+                    tr(
+                        "{section}.{name} = {value!r}, but {run_dir} has {own!r}: with --resume leave out "
+                        "--preset and --config, or give the one setting that is to change as an option",
+                        section=section,
+                        name=name,
+                        value=value,
+                        run_dir=request.run_dir,
+                        own=own,
+                    )
                 )
 
 
@@ -426,8 +477,11 @@ def _dropout_notes(config: RunConfig, checkpoint: Checkpoint | None) -> list[str
     if checkpoint.progress.fingerprint.get(DROPOUT_STREAM) == dropout.STREAM:
         return []
     return [
-        f"from step {checkpoint.progress.step + 1} on, other values drop out than this run would have dropped in the "
-        "version of twingpt that began it: as often, and the same however a batch is cut"
+        tr(
+            "from step {step} on, other values drop out than this run would have dropped in the "
+            "version of twingpt that began it: as often, and the same however a batch is cut",
+            step=checkpoint.progress.step + 1,
+        )
     ]
 
 
@@ -437,7 +491,14 @@ def _schedule_notes(stored: TrainConfig, config: TrainConfig, checkpoint: Checkp
         return []
     step = checkpoint.progress.step
     before, after = (each.lr_schedule().learning_rate(step) for each in (stored, config))
-    rate = f"the learning rate goes on at {after:.3g}"
+    rate = tr("the learning rate goes on at {after:.3g}", after=after)
     if not math.isclose(before, after):
-        rate += f" instead of {before:.3g}, as its schedule is drawn anew over all steps"
-    return [f"{config.steps:,} steps instead of {stored.steps:,}: {rate}"]
+        rate += tr(" instead of {before:.3g}, as its schedule is drawn anew over all steps", before=before)
+    return [
+        tr(
+            "{steps:,} steps instead of {stored_steps:,}: {rate}",
+            steps=config.steps,
+            stored_steps=stored.steps,
+            rate=rate,
+        )
+    ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.sampling import Sampling
 from twingpt.core.spec import GPTSpec
 from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE, TOKENIZER_FILE
@@ -98,7 +99,13 @@ class DataFolder:
         for name in (CONTACTS_FILE, LIBRARY_FILE, SAMPLES_FILE):
             check_file(folder, name)
         if tokenizer.sha256 != manifest.tokenizer_sha256:
-            raise TwinGPTError(f"{folder / TOKENIZER_FILE} is not what {folder} was packed with: run prepare again")
+            raise TwinGPTError(
+                tr(
+                    "{file} is not what {folder} was packed with: run prepare again",
+                    file=folder / TOKENIZER_FILE,
+                    folder=folder,
+                )
+            )
         return cls(folder, manifest, tokenizer)
 
     @property
@@ -129,13 +136,25 @@ class DataFolder:
         own = {"vocab_size": self.manifest.vocab_size, "block_size": self.manifest.block_size}
         notes = []
         if self.manifest.validation_split == "train":
-            notes = [f"{self.folder} has no text held out: the validation loss is that of the training text"]
+            notes = [
+                tr(
+                    "{folder} has no text held out: the validation loss is that of the training text",
+                    folder=self.folder,
+                )
+            ]
         return {name: value for name, value in own.items() if name not in named or name == "vocab_size"}, notes
 
     def check_model(self, spec: GPTSpec) -> None:
         size = self.manifest.vocab_size
         if spec.vocab_size != size:
-            raise UsageError(f"model.vocab_size = {spec.vocab_size}, but the tokenizer in {self.folder} has {size}")
+            raise UsageError(
+                tr(
+                    "model.vocab_size = {vocab_size}, but the tokenizer in {folder} has {size}",
+                    vocab_size=spec.vocab_size,
+                    folder=self.folder,
+                    size=size,
+                )
+            )
 
     def check_new_run(self) -> None:
         # A `prepare` of another text that was interrupted leaves some files of each, every one whole by itself. A run
@@ -148,8 +167,12 @@ class DataFolder:
         for name, text in of.items():
             if text is not None and text != packed:
                 raise TwinGPTError(
-                    f"{self.folder / name} is of another text than {self.folder / self.manifest.train.file}: "
-                    "run `twingpt prepare` again, or each stage after the one that made it"
+                    tr(
+                        "{path} is of another text than {folder}: "
+                        "run `twingpt prepare` again, or each stage after the one that made it",
+                        path=self.folder / name,
+                        folder=self.folder / self.manifest.train.file,
+                    )
                 )
 
     def batches(self, block_size: int, seed: int, cut: Cut) -> tuple[BatchSource, BatchSource]:
@@ -226,8 +249,10 @@ class DataArrays:
         if "vocab_size" in named:
             return {}, []
         size = self.arrays.largest()[0] + 1
-        told = (
-            f"vocab_size is {size:,}, for tokens up to {size - 1:,}: give model={{'vocab_size': ...}} for a larger one"
+        told = tr(
+            "vocab_size is {size:,}, for tokens up to {size_2:,}: give model={{'vocab_size': ...}} for a larger one",
+            size=size,
+            size_2=size - 1,
         )
         return {"vocab_size": size}, [told]
 
@@ -235,8 +260,14 @@ class DataArrays:
         largest, name = self.arrays.largest()
         if largest >= spec.vocab_size:
             raise UsageError(
-                f"the array {name} holds token {largest:,}, but model.vocab_size = {spec.vocab_size:,}: "
-                f"give {largest + 1:,} or more"
+                tr(
+                    "the array {name} holds token {largest:,}, but model.vocab_size = {vocab_size:,}: "
+                    "give {needed:,} or more",
+                    name=name,
+                    largest=largest,
+                    vocab_size=spec.vocab_size,
+                    needed=largest + 1,
+                )
             )
         self.arrays.bytes_of(spec.vocab_size)
 

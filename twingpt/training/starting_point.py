@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec, build
 from twingpt.core.state import check_state, initial_state, state_optimizer, weights_only
 from twingpt.data.files import TOKENIZER_FILE
@@ -34,7 +35,9 @@ class StartingPoint:
         """Raises TwinGPTError if there is no checkpoint, or moments are wanted that it does not have."""
         checkpoint = load_checkpoint(given, optimizer=moments)
         if moments and state_optimizer(checkpoint.state) is None:
-            raise TwinGPTError(f"{checkpoint.path} holds weights alone, without moments: leave out --moments")
+            raise TwinGPTError(
+                tr("{checkpoint} holds weights alone, without moments: leave out --moments", checkpoint=checkpoint.path)
+            )
         run = checkpoint.path.parent.parent
         train = RunConfig.load(run).train if (run / CONFIG_FILE).is_file() else None
         return cls(given, checkpoint, moments, train)
@@ -61,8 +64,14 @@ class StartingPoint:
         for name, value in asked.items():
             if name != "dropout" and name in own and own[name] != value:
                 raise UsageError(
-                    f"model.{name} = {value!r}, but {self.given} has {own[name]!r}: weights keep the shape of their "
-                    "model, so leave that setting out"
+                    tr(
+                        "model.{name} = {value!r}, but {given} has {own!r}: weights keep the shape of their "
+                        "model, so leave that setting out",
+                        name=name,
+                        value=value,
+                        given=self.given,
+                        own=own[name],
+                    )
                 )
         # A name that no model has is refused where the others are.
         model_settings = {**own, **asked}
@@ -78,9 +87,16 @@ class StartingPoint:
         own = self.checkpoint.progress.fingerprint.get("tokenizer")
         if None not in (own, sha256) and own != sha256:
             raise TwinGPTError(
-                f"{data} was packed with another {TOKENIZER_FILE} than {self.given} was trained with "
-                f"({sha256[:12] if sha256 else ''}… there, {own[:12] if own else ''}… here): "
-                f"run `twingpt prepare` with --tokenizer {self.given}"
+                tr(
+                    "{data} was packed with another {tokenizer_file} than {given} was trained with "
+                    "({there}… there, {here}… here): "
+                    "run `twingpt prepare` with --tokenizer {given}",
+                    data=data,
+                    tokenizer_file=TOKENIZER_FILE,
+                    given=self.given,
+                    there=sha256[:12] if sha256 else "",
+                    here=own[:12] if own else "",
+                )
             )
 
     def begin(self, run_dir: Path, spec: GPTSpec, train: TrainConfig, fingerprint: dict[str, str]) -> Checkpoint:
@@ -94,7 +110,11 @@ class StartingPoint:
             check_state(spec, found, train.optimizer)
         except TwinGPTError as error:
             raise TwinGPTError(
-                f"{self.checkpoint.path}: {error}: leave out --moments, or name that optimizer"
+                tr(
+                    "{checkpoint}: {error}: leave out --moments, or name that optimizer",
+                    checkpoint=self.checkpoint.path,
+                    error=error,
+                )
             ) from None
         progress = Progress(step=0, fingerprint=fingerprint)
         return Checkpoint(CheckpointStore(run_dir).path(0), spec, {**state, **found}, progress)
@@ -102,17 +122,42 @@ class StartingPoint:
     def notes(self, train: TrainConfig) -> list[str]:
         """What the new run begins with, and what its learning rate will do."""
         step, loss = self.checkpoint.progress.step, self.checkpoint.progress.val_loss
-        measured = "" if loss is None else f", validation loss {loss:.3f} on its own text"
-        moments = "its optimizer's moments" if self.moments else "moments of zero"
+        measured = "" if loss is None else tr(", validation loss {loss:.3f} on its own text", loss=loss)
+        moments = tr("its optimizer's moments") if self.moments else tr("moments of zero")
         schedule = train.lr_schedule()
-        rate = f"from {schedule.learning_rate(0):.3g}, {train.warmup_steps:,} steps of warm-up to {schedule.peak:.3g}"
+        rate = tr(
+            "from {learning_rate:.3g}, {warmup_steps:,} steps of warm-up to {peak:.3g}",
+            learning_rate=schedule.learning_rate(0),
+            warmup_steps=train.warmup_steps,
+            peak=schedule.peak,
+        )
         if not train.warmup_steps:
-            rate = f"{schedule.peak:.3g} from the first step on"
-        then = "constant" if train.schedule == "constant" else f"{train.schedule} down to {schedule.floor:.3g}"
+            rate = tr("{peak:.3g} from the first step on", peak=schedule.peak)
+        then = (
+            "constant"
+            if train.schedule == "constant"
+            else tr("{schedule} down to {floor:.3g}", schedule=train.schedule, floor=schedule.floor)
+        )
         before = ""
         if self.train is not None:
-            before = f"; {self.given} had come to {self.train.lr_schedule().learning_rate(max(0, step - 1)):.3g}"
+            before = tr(
+                "; {given} had come to {learning_rate:.3g}",
+                given=self.given,
+                learning_rate=self.train.lr_schedule().learning_rate(max(0, step - 1)),
+            )
         return [
-            f"begins with the weights of {self.checkpoint.path} (step {step:,}{measured}) and {moments}",
-            f"a new schedule over {train.steps:,} steps: {rate}, then {then}{before}",
+            tr(
+                "begins with the weights of {checkpoint} (step {step:,}{measured}) and {moments}",
+                checkpoint=self.checkpoint.path,
+                step=step,
+                measured=measured,
+                moments=moments,
+            ),
+            tr(
+                "a new schedule over {steps:,} steps: {rate}, then {then}{before}",
+                steps=train.steps,
+                rate=rate,
+                then=then,
+                before=before,
+            ),
         ]

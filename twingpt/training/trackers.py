@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from twingpt.core.engines import framework_installed
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.training.config import RunConfig
 from twingpt.training.log import METRICS_FILE, MetricsLog, metric_lines
 from twingpt.weights.format import write_whole
@@ -166,9 +167,11 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raises UsageError for an unknown name, TwinGPTError if its package is not installed."""
     for name in names:
         if name not in OPENERS:
-            raise UsageError(f"--log {name}: choose one of {', '.join(OPENERS)}")
+            raise UsageError(tr("--log {name}: choose one of {choices}", name=name, choices=", ".join(OPENERS)))
         if not framework_installed(name):
-            raise TwinGPTError(f"--log {name}: that package is not installed: pip install 'twingpt[{name}]'")
+            raise TwinGPTError(
+                tr("--log {name}: that package is not installed: pip install 'twingpt[{name}]'", name=name)
+            )
 
 
 @contextlib.contextmanager
@@ -218,7 +221,7 @@ class _Follower:
         self._tracker: Tracker | None = None
 
     def open(self) -> None:
-        with self._surviving("cannot be opened"), contextlib.redirect_stdout(sys.stderr):
+        with self._surviving(tr("cannot be opened")), contextlib.redirect_stdout(sys.stderr):
             self._tracker = OPENERS[self._name](self._start)
         if self._tracker is not None and self._tracker.rewrites:
             self._told = {kind: min(step, self._start.step) for kind, step in self._told.items()}
@@ -235,13 +238,13 @@ class _Follower:
             for name, value in values.items()
             if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         }
-        with self._surviving("takes no more metrics"):
+        with self._surviving(tr("takes no more metrics")):
             self._tracker.log(step, numbers, values.get("sample") or None)
             self._told[kind] = step
             self._write()
 
     def close(self) -> None:
-        with self._surviving("did not finish"), contextlib.redirect_stdout(sys.stderr):
+        with self._surviving(tr("did not finish")), contextlib.redirect_stdout(sys.stderr):
             if self._tracker is not None:
                 self._tracker.finish()
         self._tracker = None
@@ -253,7 +256,15 @@ class _Follower:
         except Exception as error:
             self._tracker = None
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            self._warn(f"warning: {self._name} {what} ({reason}): it is off, {METRICS_FILE} goes on")
+            self._warn(
+                tr(
+                    "warning: {name} {what} ({reason}): it is off, {metrics_file} goes on",
+                    name=self._name,
+                    what=what,
+                    reason=reason,
+                    metrics_file=METRICS_FILE,
+                )
+            )
 
     def _write(self) -> None:
         known = {**_read(self._run_dir), self._name: {"id": self._start.id, "told": self._told}}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend, SoftTargets
 from twingpt.core.errors import NotFiniteError, OutOfMemoryError, RestartError, TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.state import initial_state
 from twingpt.core.world import Alone, World
 from twingpt.data.tokens.batches import BatchSource
@@ -296,14 +297,22 @@ class Trainer:
         smaller = smaller_micro_batch(self._local_batch, self._config.micro_batch)
         if smaller is None:
             raise TwinGPTError(
-                f"{problem}, with one sequence at a time: {LESS_MEMORY}, or close other programs"
+                tr(
+                    "{problem}, with one sequence at a time: {advice}, or close other programs",
+                    problem=problem,
+                    advice=tr(LESS_MEMORY),
+                )
             ) from None
         return smaller
 
     def _restart_error(self, problem: OutOfMemoryError) -> TwinGPTError:
         error = RestartError(str(problem), self._smaller_micro_batch(problem))
         # One rank cannot begin again alone.
-        return error if self._world.size == 1 else TwinGPTError(f"rank {self._world.rank} ran {error}, on all ranks")
+        return (
+            error
+            if self._world.size == 1
+            else TwinGPTError(tr("rank {rank} ran {error}, on all ranks", rank=self._world.rank, error=error))
+        )
 
     def _set_micro_batch(self, micro_batch: int) -> None:
         """Also for a later --resume, which would run out of memory again."""
@@ -333,19 +342,26 @@ class Trainer:
         if ended:
             self._log(self._step_report(partial=True))
             raise TwinGPTError(
-                f"the loss or gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row, from step "
-                f"{self._skipped_since} on: {self._way_back()}"
+                tr(
+                    "the loss or gradient was not finite {steps} steps in a row, from step {first} on: {advice}",
+                    steps=MAX_SKIPPED_IN_A_ROW,
+                    first=self._skipped_since,
+                    advice=self._way_back(),
+                )
             )
 
     def _way_back(self) -> str:
         """What to do where training has diverged."""
         again = (
-            "start again"
+            tr("start again")
             if self._saved_step < 0
-            else f"go on from {self._store.path(self._saved_step).name}, the last one saved, with --resume"
+            else tr(
+                "go on from {name}, the last one saved, with --resume", name=self._store.path(self._saved_step).name
+            )
         )
-        return (
-            f"{again} and a lower --learning-rate or --precision float32, or run `twingpt doctor` to check the device"
+        return tr(
+            "{again} and a lower --learning-rate or --precision float32, or run `twingpt doctor` to check the device",
+            again=again,
         )
 
     def _step_report(self, *, partial: bool = False) -> StepReport:
@@ -443,10 +459,19 @@ class Trainer:
         except NotFiniteError as error:
             if self._unlogged:
                 self._log(self._step_report(partial=True))
-            since = f", and no loss has been finite since step {self._skipped_since}" if self._skipped_in_a_row else ""
+            since = (
+                tr(", and no loss has been finite since step {first}", first=self._skipped_since)
+                if self._skipped_in_a_row
+                else ""
+            )
             raise TwinGPTError(
-                f"step {self.step} is not saved: {error.key} holds numbers that are not finite{since}: "
-                f"{self._way_back()}"
+                tr(
+                    "step {step} is not saved: {key} holds numbers that are not finite{since}: {advice}",
+                    step=self.step,
+                    key=error.key,
+                    since=since,
+                    advice=self._way_back(),
+                )
             ) from None
         self._saved_step = self.step
         self._retain()
@@ -515,12 +540,22 @@ def check_resumable(config: RunConfig, fingerprint: dict[str, str], checkpoint: 
     differences = [d for d in config.model.differences(checkpoint.spec) if not d.startswith("dropout ")]
     if differences:
         raise TwinGPTError(
-            f"{checkpoint.path} is of another model (asked for / in the checkpoint): {', '.join(differences)}"
+            tr(
+                "{checkpoint} is of another model (asked for / in the checkpoint): {differences}",
+                checkpoint=checkpoint.path,
+                differences=", ".join(differences),
+            )
         )
     recorded = checkpoint.progress.fingerprint
     for name, value in fingerprint.items():
         if name != DROPOUT_STREAM and recorded.get(name, value) != value:
             raise TwinGPTError(
-                f"{checkpoint.path} was trained with other {name} ({recorded[name][:12]}… there, {value[:12]}… here): "
-                "resume with what the run was started with, or start a new run with another --out"
+                tr(
+                    "{checkpoint} was trained with other {name} ({there}… there, {here}… here): "
+                    "resume with what the run was started with, or start a new run with another --out",
+                    checkpoint=checkpoint.path,
+                    name=name,
+                    there=recorded[name][:12],
+                    here=value[:12],
+                )
             )

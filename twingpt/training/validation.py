@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.backend import Backend
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.world import Alone, World, totals
 from twingpt.data.tokens.batches import BatchSource
 
@@ -68,5 +69,5 @@ def evaluate(
         text_bytes += int(token_bytes[targets[targets >= 0]].sum())
     nats, all_tokens, all_bytes = totals(world, nats, tokens, text_bytes)
     if all_tokens == 0:
-        raise TwinGPTError("the validation split has no counted token: prepare with a larger --val-fraction")
+        raise TwinGPTError(tr("the validation split has no counted token: prepare with a larger --val-fraction"))
     return Evaluation(nats, int(all_tokens), int(all_bytes))

@@ -19,6 +19,7 @@ from typing import Any
 
 from twingpt.core.backend import State
 from twingpt.core.errors import NotFiniteError, TwinGPTError, UsageError
+from twingpt.core.language import os_reason, tr
 from twingpt.core.spec import GPTSpec, check_types
 from twingpt.core.state import MODEL, check_state, first_not_finite
 from twingpt.weights.format import fsync, load_tensors, save_tensors, write_whole
@@ -62,11 +63,11 @@ class Progress:
     def __post_init__(self) -> None:
         check_types(self, "progress")
         if min(self.step, self.samples, self.tokens, self.skipped) < 0:
-            raise UsageError("progress counts from 0")
+            raise UsageError(tr("progress counts from 0"))
         if not _is_text_table(self.fingerprint):
-            raise UsageError("progress.fingerprint must name texts")
+            raise UsageError(tr("progress.fingerprint must name texts"))
         if not isinstance(self.unlogged, list) or not all(map(_is_update, self.unlogged)):
-            raise UsageError("unlogged must list updates")
+            raise UsageError(tr("unlogged must list updates"))
 
     @property
     def lowest_loss(self) -> float:
@@ -115,7 +116,7 @@ class CheckpointStore:
             return target
         for tensors in (state, average or {}):
             if (key := first_not_finite(tensors)) is not None:
-                raise NotFiniteError(f"step {progress.step}", key)
+                raise NotFiniteError(tr("step {step}", step=progress.step), key)
         try:
             _remove(writing)
             writing.mkdir(parents=True)
@@ -143,7 +144,9 @@ class CheckpointStore:
         try:
             write_whole(folder / STATE_FILE, content)
         except OSError as error:
-            raise TwinGPTError(f"{folder / STATE_FILE} cannot be written: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("{path} cannot be written: {reason}", path=folder / STATE_FILE, reason=os_reason(error))
+            ) from None
 
     def stand_on(self, step: int) -> None:
         """Go on from this step. Newer checkpoints are damaged, so they do not count among those that are kept."""
@@ -153,15 +156,21 @@ class CheckpointStore:
         """The steps that have a checkpoint, oldest first. Raises TwinGPTError if the folder cannot be read."""
         if self.folder.is_symlink() and not self.folder.exists():
             raise TwinGPTError(
-                f"{self.folder} is a link to {self.folder.readlink()}, which is not there: "
-                "connect the disk that the checkpoints are on, or delete the link"
+                tr(
+                    "{folder} is a link to {target}, which is not there: "
+                    "connect the disk that the checkpoints are on, or delete the link",
+                    folder=self.folder,
+                    target=self.folder.readlink(),
+                )
             )
         try:
             names = {entry.name for entry in self.folder.iterdir()}
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise TwinGPTError(f"{self.folder} cannot be read: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("{folder} cannot be read: {reason}", folder=self.folder, reason=os_reason(error))
+            ) from None
         steps = {int(match[1]) for name in names if (match := _STEP.fullmatch(name))}
         return sorted(step for step in steps if self.path(step).name in names)
 
@@ -208,7 +217,13 @@ class CheckpointStore:
     def _read(self, step: int, *, optimizer: bool = True) -> Checkpoint:
         checkpoint = read_checkpoint(self.path(step), optimizer=optimizer)
         if checkpoint.progress.step != step:
-            raise TwinGPTError(f"{checkpoint.path} is of step {checkpoint.progress.step}: it was copied or renamed")
+            raise TwinGPTError(
+                tr(
+                    "{checkpoint} is of step {step}: it was copied or renamed",
+                    checkpoint=checkpoint.path,
+                    step=checkpoint.progress.step,
+                )
+            )
         return checkpoint
 
     def _best(self, steps: list[int]) -> int | None:
@@ -281,7 +296,7 @@ def read_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
     except NotFiniteError:
         raise
     except TwinGPTError as error:
-        raise TwinGPTError(f"{folder} is damaged: {error}") from None
+        raise TwinGPTError(tr("{folder} is damaged: {error}", folder=folder, error=error)) from None
     return Checkpoint(folder, spec, state, progress, average)
 
 
@@ -298,18 +313,27 @@ def read_progress(folder: Path) -> tuple[Progress, dict[str, str]]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         digest = content.pop("sha256")
         if digest != _digest(content):
-            raise TwinGPTError(f"{path} is damaged: its content does not match its checksum")
+            raise TwinGPTError(tr("{path} is damaged: its content does not match its checksum", path=path))
         if content["format_version"] != STATE_VERSION:
-            raise TwinGPTError(f"{path} has format version {content['format_version']}, not {STATE_VERSION}")
+            raise TwinGPTError(
+                tr(
+                    "{path} has format version {version}, not {known}",
+                    path=path,
+                    version=content["format_version"],
+                    known=STATE_VERSION,
+                )
+            )
         if not _is_text_table(content["files"]):
             raise TypeError("files must name digests")
         return Progress(**content["progress"], **{name: content[name] for name in BESIDE if name in content}), content[
             "files"
         ]
     except FileNotFoundError:
-        raise TwinGPTError(f"{folder} is no checkpoint: it has no {STATE_FILE}") from None
+        raise TwinGPTError(
+            tr("{folder} is no checkpoint: it has no {state_file}", folder=folder, state_file=STATE_FILE)
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
-        raise TwinGPTError(f"{path} is damaged: {error}") from None
+        raise TwinGPTError(tr("{path} is damaged: {error}", path=path, error=error)) from None
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -320,13 +344,13 @@ def find_checkpoint(path: Path) -> Path:
     if path.name == BEST and not path.exists() and (best := CheckpointStore(path.parent).best_step()) is not None:
         return CheckpointStore(path.parent).path(best)
     if not path.exists():
-        raise TwinGPTError(f"{path} does not exist")
+        raise TwinGPTError(tr("{path} does not exist", path=path))
     if (path / STATE_FILE).is_file():
         return path
     store = CheckpointStore(path.parent if path.name == "checkpoints" else path)
     steps = store.steps()
     if not steps:
-        raise TwinGPTError(f"{path} holds no checkpoint: train one with `twingpt train --out {path}`")
+        raise TwinGPTError(tr("{path} holds no checkpoint: train one with `twingpt train --out {path}`", path=path))
     return store.path(steps[-1])
 
 
@@ -374,14 +398,25 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _expect(recorded: str | None, found: str, path: Path) -> None:
     if recorded != found:
-        raise TwinGPTError(f"{path} is damaged: it is not the file that {STATE_FILE} was written with")
+        raise TwinGPTError(
+            tr(
+                "{path} is damaged: it is not the file that {state_file} was written with",
+                path=path,
+                state_file=STATE_FILE,
+            )
+        )
 
 
 def _write_error(target: Path, state: State, error: OSError) -> TwinGPTError:
     needed = sum(array.nbytes for array in state.values())
     full = error.errno == errno.ENOSPC or "No space left" in str(error)
-    reason = "the disk is full" if full else str(error)
+    reason = tr("the disk is full") if full else str(error)
     return TwinGPTError(
-        f"checkpoint {target} could not be written ({reason}): it needs {needed:,} bytes; "
-        "the checkpoints before it are untouched"
+        tr(
+            "checkpoint {target} could not be written ({reason}): it needs {needed:,} bytes; "
+            "the checkpoints before it are untouched",
+            target=target,
+            reason=reason,
+            needed=needed,
+        )
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
+from twingpt.core.language import tr
 from twingpt.core.params import TOKEN_EMBEDDING
 from twingpt.core.spec import GPTSpec
 from twingpt.weights.format import Tensors
@@ -29,7 +30,9 @@ def import_torch(path: Path, load: Callable[[Path], Any]) -> tuple[Source, GPTSp
     """
     content = load(path)
     if not isinstance(content, dict) or "model" not in content:
-        raise TwinGPTError(f"{path} is neither nanoGPT's ckpt.pt nor the old training script's: no key 'model'")
+        raise TwinGPTError(
+            tr("{path} is neither nanoGPT's ckpt.pt nor the old training script's: no key 'model'", path=path)
+        )
     tensors = _tensors(path, content["model"])
     try:
         if "model_args" in content:
@@ -39,10 +42,14 @@ def import_torch(path: Path, load: Callable[[Path], Any]) -> tuple[Source, GPTSp
             step = int(content.get("step", 0))
             return "script", *_from_seed_script(_settings(path, content, "cfg"), tensors), step
     except KeyError as error:
-        raise TwinGPTError(f"{path} has no setting or tensor {error}") from None
+        raise TwinGPTError(tr("{path} has no setting or tensor {error}", path=path, error=error)) from None
     except (UsageError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise TwinGPTError(f"{path} describes no model that twingpt knows: {error}") from None
-    raise TwinGPTError(f"{path} is neither nanoGPT's ckpt.pt (model_args) nor the old training script's (cfg)")
+        raise TwinGPTError(
+            tr("{path} describes no model that twingpt knows: {error}", path=path, error=error)
+        ) from None
+    raise TwinGPTError(
+        tr("{path} is neither nanoGPT's ckpt.pt (model_args) nor the old training script's (cfg)", path=path)
+    )
 
 
 def _tensors(path: Path, model: Any) -> Tensors:
@@ -51,7 +58,7 @@ def _tensors(path: Path, model: Any) -> Tensors:
     if not isinstance(model, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in model.items()
     ):
-        raise TwinGPTError(f"{path} has under 'model' no table of tensors")
+        raise TwinGPTError(tr("{path} has under 'model' no table of tensors", path=path))
     return {
         name.removeprefix("_orig_mod."): np.asarray(tensor.detach().float().cpu().numpy())
         for name, tensor in model.items()
@@ -60,7 +67,7 @@ def _tensors(path: Path, model: Any) -> Tensors:
 
 def _settings(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(content[key], dict):
-        raise TwinGPTError(f"{path} has under {key!r} no table of settings")
+        raise TwinGPTError(tr("{path} has under {key!r} no table of settings", path=path, key=key))
     return dict(content[key])
 
 
@@ -95,16 +102,18 @@ def _from_seed_script(cfg: dict[str, Any], tensors: Tensors) -> tuple[GPTSpec, W
 def load_pickle(path: Path) -> Any:
     """torch.load with weights_only=True, which runs no code from the file. Raises TwinGPTError."""
     if not path.is_file():
-        raise TwinGPTError(f"{path} does not exist")
+        raise TwinGPTError(tr("{path} does not exist", path=path))
     try:
         import torch
     except ImportError:
-        raise TwinGPTError("reading a .pt file needs torch: pip install 'twingpt[torch]'") from None
+        raise TwinGPTError(tr("reading a .pt file needs torch: pip install 'twingpt[torch]'")) from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign or damaged pickle raises
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise TwinGPTError(f"{path} cannot be read as a torch checkpoint: {reason}") from None
+        raise TwinGPTError(
+            tr("{path} cannot be read as a torch checkpoint: {reason}", path=path, reason=reason)
+        ) from None
 
 
 def detect_format(source: Path) -> Literal["native", "hf", "torch"]:
@@ -116,4 +125,6 @@ def detect_format(source: Path) -> Literal["native", "hf", "torch"]:
         return "torch"
     if source.suffix == ".safetensors":
         return "native"
-    raise UsageError(f"{source} is no checkpoint that twingpt knows: a run, a Hugging Face folder or a ckpt.pt")
+    raise UsageError(
+        tr("{source} is no checkpoint that twingpt knows: a run, a Hugging Face folder or a ckpt.pt", source=source)
+    )

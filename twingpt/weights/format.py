@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec
 
 FORMAT = "twingpt"
@@ -63,34 +64,46 @@ def load_tensors(path: Path) -> tuple[GPTSpec, Tensors, str]:
     """
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
-        raise TwinGPTError(f"{path} is not a twingpt checkpoint: bring it in with `twingpt convert`")
+        raise TwinGPTError(tr("{path} is not a twingpt checkpoint: bring it in with `twingpt convert`", path=path))
     if metadata.get("format_version") != FORMAT_VERSION:
         raise TwinGPTError(
-            f"{path} has format version {metadata.get('format_version')}, this twingpt reads {FORMAT_VERSION}"
+            tr(
+                "{path} has format version {version}, this twingpt reads {known}",
+                path=path,
+                version=metadata.get("format_version"),
+                known=FORMAT_VERSION,
+            )
         )
     spec_json = metadata.get("spec", "")
     if content_digest(tensors, spec_json) != metadata.get("sha256"):
-        raise TwinGPTError(f"{path} is damaged: its content does not match its checksum")
+        raise TwinGPTError(tr("{path} is damaged: its content does not match its checksum", path=path))
     try:
         spec = GPTSpec.from_dict(json.loads(spec_json))
     except (ValueError, TypeError, RecursionError, UsageError) as error:
-        raise TwinGPTError(f"{path} has a spec that cannot be read: {error}") from None
+        raise TwinGPTError(tr("{path} has a spec that cannot be read: {error}", path=path, error=error)) from None
     if spec.n_layer > len(tensors):
         # Before anyone lists what such a model needs: a damaged figure can ask for billions of names.
-        raise TwinGPTError(f"{path} is damaged: it holds {len(tensors)} tensors for {spec.n_layer} layers")
+        raise TwinGPTError(
+            tr(
+                "{path} is damaged: it holds {tensors} tensors for {n_layer} layers",
+                path=path,
+                tensors=len(tensors),
+                n_layer=spec.n_layer,
+            )
+        )
     return spec, tensors, metadata["sha256"]
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """(tensors, metadata) of any safetensors file whose types NumPy has. Raises TwinGPTError."""
     if not path.is_file():
-        raise TwinGPTError(f"{path} does not exist")
+        raise TwinGPTError(tr("{path} does not exist", path=path))
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise TwinGPTError(f"{path} cannot be read as safetensors: {error}") from None
+        raise TwinGPTError(tr("{path} cannot be read as safetensors: {error}", path=path, error=error)) from None
 
 
 def content_digest(tensors: Tensors, spec_json: str) -> str:

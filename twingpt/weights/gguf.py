@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import Weights
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec
 from twingpt.weights.format import Tensors, fsync
 from twingpt.weights.huggingface import cast
@@ -48,7 +49,7 @@ def export_gguf(path: Path, name: str, spec: GPTSpec, weights: Weights, vocabula
     try:
         import gguf
     except ImportError:
-        raise TwinGPTError("writing GGUF needs the package gguf: pip install 'twingpt[gguf]'") from None
+        raise TwinGPTError(tr("writing GGUF needs the package gguf: pip install 'twingpt[gguf]'")) from None
     check("gguf", spec)
     kind = {
         "float32": gguf.GGMLQuantizationType.F32,

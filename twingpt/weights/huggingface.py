@@ -12,6 +12,7 @@ import numpy as np
 
 from twingpt.core.errors import TwinGPTError, UsageError
 from twingpt.core.init import Weights
+from twingpt.core.language import tr
 from twingpt.core.spec import GPTSpec
 from twingpt.weights.format import Tensors, read_safetensors, write_safetensors
 from twingpt.weights.naming import HF_GPT2, HF_LLAMA, Naming, from_foreign, to_foreign, with_zero_biases
@@ -120,23 +121,35 @@ def hf_spec(config: dict[str, Any]) -> GPTSpec:
     }
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in readers:
-        raise TwinGPTError(f"config.json is of model_type {kind!r}: twingpt imports {', '.join(readers)}")
+        raise TwinGPTError(
+            tr(
+                "config.json is of model_type {kind!r}: twingpt imports {choices}",
+                kind=kind,
+                choices=", ".join(readers),
+            )
+        )
     if config.get("quantization_config"):
-        raise TwinGPTError("config.json has a quantization_config: import the checkpoint that was not quantized")
+        raise TwinGPTError(tr("config.json has a quantization_config: import the checkpoint that was not quantized"))
     try:
         spec = GPTSpec(**readers[kind](config))
         usual = dataclasses.replace(spec, n_hidden=0)
         return usual if usual.hidden == spec.hidden else spec
     except KeyError as error:
-        raise TwinGPTError(f"config.json has no {error}") from None
+        raise TwinGPTError(tr("config.json has no {error}", error=error)) from None
     except (UsageError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise TwinGPTError(f"config.json describes no model that twingpt knows: {error}") from None
+        raise TwinGPTError(tr("config.json describes no model that twingpt knows: {error}", error=error)) from None
 
 
 def _gpt2_spec(config: dict[str, Any]) -> dict[str, Any]:
     activation = config.get("activation_function", "gelu_new")
     if activation not in _OUR_ACTIVATIONS:
-        raise TwinGPTError(f"config.json has activation_function {activation!r}: one of {', '.join(_OUR_ACTIVATIONS)}")
+        raise TwinGPTError(
+            tr(
+                "config.json has activation_function {activation!r}: one of {choices}",
+                activation=activation,
+                choices=", ".join(_OUR_ACTIVATIONS),
+            )
+        )
     for option in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
         _refuse(config, option, bool(config.get(option)))
     _refuse(config, "scale_attn_weights", not config.get("scale_attn_weights", True))
@@ -196,17 +209,31 @@ def _rope_theta(config: dict[str, Any]) -> float:
         rope = config.get(name) or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise TwinGPTError(f"config.json has {name} of type {kind}, which twingpt does not compute")
+            raise TwinGPTError(
+                tr("config.json has {name} of type {kind}, which twingpt does not compute", name=name, kind=kind)
+            )
         strange = set(rope) - {"rope_type", "type", "rope_theta"}
         if strange - {"partial_rotary_factor"} or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise TwinGPTError(f"config.json has {sorted(strange)[0]} in {name}, which twingpt does not compute")
+            raise TwinGPTError(
+                tr(
+                    "config.json has {setting} in {name}, which twingpt does not compute",
+                    setting=sorted(strange)[0],
+                    name=name,
+                )
+            )
     theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta", 10_000.0))
     return float(theta)
 
 
 def _refuse(config: dict[str, Any], option: str, wrong: bool) -> None:
     if wrong:
-        raise TwinGPTError(f"config.json has {option} = {config.get(option)!r}, which twingpt does not compute")
+        raise TwinGPTError(
+            tr(
+                "config.json has {option} = {value!r}, which twingpt does not compute",
+                option=option,
+                value=config.get(option),
+            )
+        )
 
 
 # Tensors
@@ -268,7 +295,9 @@ def cast(name: str, tensor: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any,
         with np.errstate(over="ignore"):
             half = tensor.astype(np.float16)
         if not np.isfinite(half).all() and np.isfinite(tensor).all():
-            raise TwinGPTError(f"{name} holds values beyond float16's 65504: take --dtype bfloat16 or float32")
+            raise TwinGPTError(
+                tr("{name} holds values beyond float16's 65504: take --dtype bfloat16 or float32", name=name)
+            )
         return half
     return tensor
 
@@ -278,9 +307,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise TwinGPTError(f"{path} cannot be read: {error}") from None
+        raise TwinGPTError(tr("{path} cannot be read: {error}", path=path, error=error)) from None
     if not isinstance(content, dict):
-        raise TwinGPTError(f"{path} cannot be read: it holds no JSON object")
+        raise TwinGPTError(tr("{path} cannot be read: it holds no JSON object", path=path))
     return content
 
 
@@ -295,21 +324,44 @@ def _read_tensors(folder: Path) -> Tensors:
     if (folder / WEIGHTS_FILE).is_file():
         return read_safetensors(folder / WEIGHTS_FILE)[0]
     if not (folder / INDEX_FILE).is_file():
-        raise TwinGPTError(f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}: save it as safetensors first")
+        raise TwinGPTError(
+            tr(
+                "{folder} holds neither {weights_file} nor {index_file}: save it as safetensors first",
+                folder=folder,
+                weights_file=WEIGHTS_FILE,
+                index_file=INDEX_FILE,
+            )
+        )
     parts = read_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-        raise TwinGPTError(f"{folder / INDEX_FILE} has no weight_map from tensors to files")
+        raise TwinGPTError(tr("{file} has no weight_map from tensors to files", file=folder / INDEX_FILE))
     tensors: Tensors = {}
     for part in sorted(set(parts.values())):
         if Path(part).name != part:
-            raise TwinGPTError(f"{folder / INDEX_FILE} names {part!r}, which is no file of the folder")
+            raise TwinGPTError(
+                tr("{file} names {part!r}, which is no file of the folder", file=folder / INDEX_FILE, part=part)
+            )
         for name, tensor in read_safetensors(folder / part)[0].items():
             if parts.get(name) != part:
-                raise TwinGPTError(f"tensor {name} is in {part}, where {INDEX_FILE} does not have it")
+                raise TwinGPTError(
+                    tr(
+                        "tensor {name} is in {part}, where {index_file} does not have it",
+                        name=name,
+                        part=part,
+                        index_file=INDEX_FILE,
+                    )
+                )
             tensors[name] = tensor
     missing = sorted(parts.keys() - tensors.keys())
     if missing:
-        raise TwinGPTError(f"tensor {missing[0]} is not in {parts[missing[0]]}, where {INDEX_FILE} has it")
+        raise TwinGPTError(
+            tr(
+                "tensor {name} is not in {part}, where {index_file} has it",
+                name=missing[0],
+                part=parts[missing[0]],
+                index_file=INDEX_FILE,
+            )
+        )
     return tensors
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from twingpt.core.errors import TwinGPTError
 from twingpt.core.init import Weights
+from twingpt.core.language import tr
 from twingpt.core.params import HEAD, TOKEN_EMBEDDING, parameter_table
 from twingpt.core.spec import GPTSpec
 from twingpt.weights.format import Tensors
@@ -109,7 +110,7 @@ def to_foreign(naming: Naming, spec: GPTSpec, weights: Weights) -> Tensors:
     tensors: Tensors = {}
     for name in parameter_table(spec):
         if name not in weights:
-            raise TwinGPTError(f"tensor {name} is missing from the model")
+            raise TwinGPTError(tr("tensor {name} is missing from the model", name=name))
         foreign, transposed = naming.theirs(name)
         rows = _rows(spec, name) if len(foreign) > 1 else ()
         for theirs, part in zip(foreign, np.split(weights[name], np.cumsum(rows)[:-1].astype(int)), strict=True):
@@ -133,19 +134,30 @@ def from_foreign(naming: Naming, spec: GPTSpec, tensors: Tensors) -> Weights:
         parts = []
         for theirs, count in zip(foreign, rows, strict=True):
             if theirs not in remaining:
-                raise TwinGPTError(f"tensor {theirs} is missing from the checkpoint")
+                raise TwinGPTError(tr("tensor {name} is missing from the checkpoint", name=theirs))
             part = remaining.pop(theirs)
             part, expected = part.T if transposed else part, (count, *param.shape[1:])
             if part.shape != expected:
-                raise TwinGPTError(f"tensor {theirs} has shape {list(part.shape)}, expected {list(expected)}")
+                raise TwinGPTError(
+                    tr(
+                        "tensor {name} has shape {found}, expected {expected}",
+                        name=theirs,
+                        found=list(part.shape),
+                        expected=list(expected),
+                    )
+                )
             if part.dtype.name not in FLOATS:
                 raise TwinGPTError(
-                    f"tensor {theirs} is {part.dtype.name}: import the checkpoint that was not quantized"
+                    tr(
+                        "tensor {name} is {dtype}: import the checkpoint that was not quantized",
+                        name=theirs,
+                        dtype=part.dtype.name,
+                    )
                 )
             parts.append(np.asarray(part, dtype=np.float32))
         weights[name] = np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
     if remaining:
-        raise TwinGPTError(f"tensor {sorted(remaining)[0]} of the checkpoint has no place in this model")
+        raise TwinGPTError(tr("tensor {name} of the checkpoint has no place in this model", name=sorted(remaining)[0]))
     return weights
 
 
@@ -170,5 +182,11 @@ def _drop_tied_head(naming: Naming, tensors: Tensors) -> None:
     (head,), (embedding,) = naming.theirs(HEAD)[0], naming.theirs(TOKEN_EMBEDDING)[0]
     if head in tensors and embedding in tensors:
         if not np.array_equal(tensors[head], tensors[embedding]):
-            raise TwinGPTError(f"tensor {head} differs from {embedding}, but the checkpoint says they are tied")
+            raise TwinGPTError(
+                tr(
+                    "tensor {head} differs from {embedding}, but the checkpoint says they are tied",
+                    head=head,
+                    embedding=embedding,
+                )
+            )
         del tensors[head]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.data.files import LIBRARY_FILE, SAMPLES_FILE
 from twingpt.data.library.identity import content_of_library
 from twingpt.data.prepare.stages import PACKED_FROM, recorded
@@ -67,7 +68,9 @@ def adopt_library(run_dir: Path, source: Path) -> None:
             copy_whole(source / LIBRARY_FILE, run_dir / LIBRARY_FILE)
         record_files(run_dir, [LIBRARY_FILE])
     except OSError as error:
-        raise TwinGPTError(f"{run_dir / LIBRARY_FILE} cannot be written: {error.strerror}") from None
+        raise TwinGPTError(
+            tr("{path} cannot be written: {reason}", path=run_dir / LIBRARY_FILE, reason=os_reason(error))
+        ) from None
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -83,12 +86,19 @@ def check_file(folder: Path, name: str) -> None:
     A file that is missing, and a folder without a record, are for others to speak of.
     """
     if (folder / name).is_file() and not is_recorded(folder, name):
-        remedy = "run `twingpt prepare` again"
+        remedy = tr("run `twingpt prepare` again")
         if has_record(folder):
-            remedy = "copy it from the DATA that the run was trained on"
+            remedy = tr("copy it from the DATA that the run was trained on")
         if name == LIBRARY_FILE:
-            remedy = f"make it anew with `twingpt data library {folder}`"
-        raise TwinGPTError(f"{folder / name} is not the one that was made for {folder.name}: {remedy}")
+            remedy = tr("make it anew with `twingpt data library {folder}`", folder=folder)
+        raise TwinGPTError(
+            tr(
+                "{path} is not the one that was made for {folder}: {remedy}",
+                path=folder / name,
+                folder=folder.name,
+                remedy=remedy,
+            )
+        )
 
 
 def is_recorded(folder: Path, name: str) -> bool:
@@ -103,8 +113,13 @@ def is_recorded(folder: Path, name: str) -> bool:
         own = _own_fingerprint(folder)
         if own is not None and record["run"] not in ("", _name_of(own)):
             raise TwinGPTError(
-                f"{folder / RECORD_FILE} is of another run, as the files beside it may be: copy this run's own back "
-                f"from a backup, or, if they are meant to be here, delete it and run `twingpt data library {folder}`"
+                tr(
+                    "{file} is of another run, as the files beside it may be: copy this run's own back "
+                    "from a backup, or, if they are meant to be here, delete it and run `twingpt data library "
+                    "{folder}`",
+                    file=folder / RECORD_FILE,
+                    folder=folder,
+                )
             )
         wanted = record["files"].get(name)
     return wanted is None or identity(folder / name) == wanted

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.files import ARRAYS, CLEANED_FILE, CONTACTS_FILE, LIBRARY_FILE, TOKENIZER_FILE
 from twingpt.data.tokens.manifest import Manifest
 from twingpt.data.tokens.marks import TEMPLATES, Template
@@ -54,11 +55,17 @@ def load_tokenizer(run_dir: Path) -> Tokenizer:
     path = run_dir / TOKENIZER_FILE
     if not path.is_file() and trained_on_arrays(run_dir):
         raise TwinGPTError(
-            f"{run_dir} was trained on arrays of tokens, so it has no tokenizer to read or write text with: "
-            f"put the {TOKENIZER_FILE} there that made the arrays, if twingpt made it"
+            tr(
+                "{run_dir} was trained on arrays of tokens, so it has no tokenizer to read or write text with: "
+                "put the {tokenizer_file} there that made the arrays, if twingpt made it",
+                run_dir=run_dir,
+                tokenizer_file=TOKENIZER_FILE,
+            )
         )
     if not path.is_file():
-        raise TwinGPTError(f"{path} is missing: copy the tokenizer.json that the model was trained with there")
+        raise TwinGPTError(
+            tr("{path} is missing: copy the tokenizer.json that the model was trained with there", path=path)
+        )
     # A prompt is encoded before the fast encoder is ready.
     return Tokenizer.load(path, fast=False)
 
@@ -71,8 +78,14 @@ def check_tokenizer(path: Path, sha256: str, fingerprint: dict[str, str]) -> Non
     recorded = fingerprint.get("tokenizer", sha256)
     if recorded != sha256:
         raise TwinGPTError(
-            f"{path} is not the tokenizer that the model was trained with ({recorded[:12]}… there, {sha256[:12]}… "
-            f"here): put the {TOKENIZER_FILE} of its own DATA in its place"
+            tr(
+                "{path} is not the tokenizer that the model was trained with ({there}… there, {here}… "
+                "here): put the {tokenizer_file} of its own DATA in its place",
+                path=path,
+                there=recorded[:12],
+                here=sha256[:12],
+                tokenizer_file=TOKENIZER_FILE,
+            )
         )
 
 
@@ -104,8 +117,11 @@ def library_of(path: Path) -> Path:
     library = path / LIBRARY_FILE
     if not library.is_file() and trained_on_arrays(path):
         raise TwinGPTError(
-            f"{path} was trained on arrays of tokens, so there is no text to answer from: name the text with --doc, "
-            "or a DATA that `twingpt prepare` wrote"
+            tr(
+                "{path} was trained on arrays of tokens, so there is no text to answer from: name the text with --doc, "
+                "or a DATA that `twingpt prepare` wrote",
+                path=path,
+            )
         )
     return library
 
@@ -122,8 +138,14 @@ def text_folder(folder: Path) -> tuple[Path, bool]:
         if (text / CLEANED_FILE).is_file():
             return text, True
     raise TwinGPTError(
-        f"{folder} names {data} as its DATA, where there is no {CLEANED_FILE}: run `twingpt prepare` there, or put the "
-        f"{CLEANED_FILE} of the text into {folder}"
+        tr(
+            "{folder} names {data} as its DATA, where there is no {cleaned_file}: run `twingpt prepare` there, or put "
+            "the "
+            "{cleaned_file} of the text into {folder}",
+            folder=folder,
+            data=data,
+            cleaned_file=CLEANED_FILE,
+        )
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any, Literal, get_args
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.presets import PRESETS
 from twingpt.core.spec import GPTSpec
 
@@ -43,16 +44,16 @@ def obstacles(target: Target, spec: GPTSpec) -> dict[str, str]:
     found = {}
     for field, values in {**_COMPUTES[family], **_NARROWER.get((target, family), {})}.items():
         if getattr(spec, field) not in values:
-            found[field] = f"it takes {' or '.join(map(_value, values))}"
+            found[field] = tr("it takes {values}", values=" or ".join(map(_value, values)))
     if family == "gpt2":
         if spec.kv_heads != spec.n_head:
-            found["n_kv_head"] = "it has as many as n_head"
+            found["n_kv_head"] = tr("it has as many as n_head")
         if spec.head_dim * spec.n_head != spec.n_embd:
-            found["head_size"] = "it has n_embd / n_head"
+            found["head_size"] = tr("it has n_embd / n_head")
         if target == "mlx-lm" and spec.hidden != 4 * spec.n_embd:
-            found["n_hidden" if spec.n_hidden else "mlp_ratio"] = "it has 4 * n_embd"
+            found["n_hidden" if spec.n_hidden else "mlp_ratio"] = tr("it has 4 * n_embd")
     elif family == "llama" and target != "gguf" and spec.n_embd % spec.n_head:
-        found["n_head"] = f"it divides n_embd {spec.n_embd} by it"
+        found["n_head"] = tr("it divides n_embd {n_embd} by it", n_embd=spec.n_embd)
     return found
 
 
@@ -63,10 +64,20 @@ def check(target: Target, spec: GPTSpec) -> None:
         return
     reasons = ", ".join(f"{field} {_value(getattr(spec, field))} ({why})" for field, why in found.items())
     preset = nearest_preset(target, spec)
-    advice = f"train with that set so (--config), or with the nearest preset that opens there: {preset}"
+    advice = tr(
+        "train with that set so (--config), or with the nearest preset that opens there: {preset}", preset=preset
+    )
     if approximable(target, spec):
-        advice = f"convert it with --approximate gelu, which prints the error, or {advice}"
-    raise TwinGPTError(f"{_FAMILIES[family_of(spec)]} in {_FORMATS[target]} has no place for {reasons}: {advice}")
+        advice = tr("convert it with --approximate gelu, which prints the error, or {advice}", advice=advice)
+    raise TwinGPTError(
+        tr(
+            "{family} in {format} has no place for {reasons}: {advice}",
+            family=_FAMILIES[family_of(spec)],
+            format=_FORMATS[target],
+            reasons=reasons,
+            advice=advice,
+        )
+    )
 
 
 def approximable(target: Target, spec: GPTSpec) -> bool:

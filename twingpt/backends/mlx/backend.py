@@ -19,6 +19,7 @@ from twingpt.core import dropout
 from twingpt.core.backend import Array, BackendName, EngineConfig, SoftTargets, State, StepStats, by_micro_batch
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan, slot_run
 from twingpt.core.errors import OutOfMemoryError, PeerLostError, TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.memory import first_line, is_out_of_memory, process_memory
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
@@ -301,7 +302,7 @@ def choose_device(choice: str) -> tuple[mx.Device, str]:
         if mx.cuda.is_available():
             return mx.Device(mx.gpu), "cuda"
         if choice == "gpu":
-            raise TwinGPTError("--device gpu: mlx sees neither Metal nor CUDA here; use --device auto or cpu")
+            raise TwinGPTError(tr("--device gpu: mlx sees neither Metal nor CUDA here; use --device auto or cpu"))
     return mx.Device(mx.cpu), "cpu"
 
 

@@ -15,6 +15,7 @@ from mlx.nn import average_gradients
 
 from twingpt.backends.mlx.engine import BUCKET_BYTES
 from twingpt.core.errors import PeerLostError, TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.memory import first_line
 from twingpt.core.world import Alone, World
 
@@ -34,8 +35,11 @@ class MLXWorld:
             self.group = mx.distributed.init(strict=True)
         except (RuntimeError, ValueError) as error:
             raise TwinGPTError(
-                f"the ranks did not find each other ({first_line(error)}): check what mlx.launch was given as "
-                "--hosts or --hostfile"
+                tr(
+                    "the ranks did not find each other ({error}): check what mlx.launch was given as "
+                    "--hosts or --hostfile",
+                    error=first_line(error),
+                )
             ) from None
         self.rank, self.size = self.group.rank(), self.group.size()
         # Not the default one: on a CPU the backward pass would wait for the network.
@@ -98,8 +102,11 @@ def join(timeout: float) -> World:
     if _ring_of_one():
         return Alone()
     sys.stderr.write(
-        "waiting for the other ranks: start them within half a minute of each other (MLX's own limit); "
-        f"after {timeout:g} s this one ends\n"
+        tr(
+            "waiting for the other ranks: start them within half a minute of each other (MLX's own limit); "
+            "after {timeout:g} s this one ends\n",
+            timeout=timeout,
+        )
     )
     sys.stderr.flush()
     with Path(os.devnull).open("w") as nowhere:

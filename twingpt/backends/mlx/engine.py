@@ -14,6 +14,7 @@ from pathlib import Path
 
 from twingpt.core.engines import Engine, Exchange
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.memory import Footprint
 from twingpt.core.world import Host, Launch, Launcher
 
@@ -61,7 +62,7 @@ def launch(hosts: Sequence[Host], command: list[str]) -> Launch:
     """mlx.launch reaches the hosts over ssh. Raises TwinGPTError if it is not installed."""
     launcher = shutil.which("mlx.launch", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if launcher is None:
-        raise TwinGPTError("mlx.launch, which comes with mlx, is not on the PATH: pip install 'twingpt[mlx]'")
+        raise TwinGPTError(tr("mlx.launch, which comes with mlx, is not on the PATH: pip install 'twingpt[mlx]'"))
     # mlx.launch starts what is on 127.0.0.1 without ssh, which a Mac need not serve to itself.
     listed = [{"ssh": "127.0.0.1" if host.here else host.name, "ips": [host.address]} for host in hosts]
     with tempfile.NamedTemporaryFile("w", prefix="twingpt-hosts-", suffix=".json", delete=False) as file:
@@ -72,7 +73,12 @@ def launch(hosts: Sequence[Host], command: list[str]) -> Launch:
 def notes() -> list[str]:
     if os.environ.get(TF32) == "0" or platform.system() != "Darwin":
         return []
-    return [f"MLX may compute float32 products in TF32 on an M5 or newer (mlx#3860); {TF32}=0 keeps them whole"]
+    return [
+        tr(
+            "MLX may compute float32 products in TF32 on an M5 or newer (mlx#3860); {tf32}=0 keeps them whole",
+            tf32=TF32,
+        )
+    ]
 
 
 ENGINE = Engine(
@@ -94,6 +100,6 @@ ENGINE = Engine(
     chip_device="metal",
     variables=(TF32, "MLX_DISABLE_COMPILE"),
     notes=notes,
-    advice=f"for MLX on an M5 or newer, or on CUDA, set {TF32}=0 and try again; else ",
+    advice=tr("for MLX on an M5 or newer, or on CUDA, set {tf32}=0 and try again; else ", tf32=TF32),
     colour="#2e6f95",
 )

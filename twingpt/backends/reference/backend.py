@@ -15,6 +15,7 @@ from twingpt.core import dropout
 from twingpt.core.backend import Array, BackendName, EngineConfig, SoftTargets, State, StepStats, by_micro_batch
 from twingpt.core.cache import attention_span, decode_plan, prefill_plan
 from twingpt.core.errors import OutOfMemoryError, TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.core.memory import first_line, process_memory
 from twingpt.core.params import parameter_table
 from twingpt.core.spec import GPTSpec
@@ -195,9 +196,14 @@ class ReferenceBackend:
 def create(spec: GPTSpec, config: EngineConfig, world: World | None = None) -> ReferenceBackend:
     """Raises UsageError for bfloat16 and for a GPU, TwinGPTError for several ranks: this engine has none of them."""
     if config.precision != "float32":
-        raise UsageError(f"backend reference computes in float32 only: use --precision float32, not {config.precision}")
+        raise UsageError(
+            tr(
+                "backend reference computes in float32 only: use --precision float32, not {precision}",
+                precision=config.precision,
+            )
+        )
     if config.device == "gpu":
-        raise UsageError("backend reference computes on the CPU only: use --device auto or cpu")
+        raise UsageError(tr("backend reference computes on the CPU only: use --device auto or cpu"))
     if world is not None and world.size > 1:
-        raise TwinGPTError("backend reference trains on one process: choose --backend mps or mlx for several ranks")
+        raise TwinGPTError(tr("backend reference trains on one process: choose --backend mps or mlx for several ranks"))
     return ReferenceBackend(spec, config)

@@ -1,6 +1,7 @@
 """What the reference engine says of itself."""
 
 from twingpt.core.engines import Engine
+from twingpt.core.language import mark
 from twingpt.core.memory import Footprint
 
 # NumPy keeps every layer's arrays until the next pass, whether they are wanted again or not. Set above what tracemalloc
@@ -21,7 +22,7 @@ FOOTPRINT = Footprint(
 ENGINE = Engine(
     name="reference",
     title="NumPy",
-    about="to read, slow",
+    about=mark("to read, slow"),
     order=3,
     package="twingpt.backends.reference",
     framework="numpy",

@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from twingpt.backends.torch_mps.engine import BUCKET_BYTES, RESTARTS
 from twingpt.core.errors import PeerLostError, TwinGPTError
+from twingpt.core.language import tr
 from twingpt.core.memory import first_line, is_out_of_memory
 
 
@@ -41,8 +42,11 @@ class TorchWorld:
             )
         except (RuntimeError, ValueError) as error:
             raise TwinGPTError(
-                f"the ranks did not find each other ({first_line(error)}): check what torchrun was given as "
-                "--nnodes, --node-rank and --master-addr"
+                tr(
+                    "the ranks did not find each other ({error}): check what torchrun was given as "
+                    "--nnodes, --node-rank and --master-addr",
+                    error=first_line(error),
+                )
             ) from None
 
     def gather(self, data: bytes) -> list[bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from twingpt.core.engines import Engine, Exchange
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.memory import Footprint
 from twingpt.core.world import Host, Launch, Launcher
 
@@ -61,7 +62,7 @@ def launch(hosts: Sequence[Host], command: list[str]) -> Launch:
         return Launch([*torchrun, *alone, *command], {})
     ranks = Counter(host.name for host in hosts)
     if len(set(ranks.values())) > 1:
-        raise UsageError("--hosts: with --backend mps every machine must be named the same number of times")
+        raise UsageError(tr("--hosts: with --backend mps every machine must be named the same number of times"))
     lines, own = {}, interface_here(hosts)
     here = {host.name for host in hosts if host.here}
     for number, host in enumerate(ranks):
@@ -102,8 +103,11 @@ def notes() -> list[str]:
     if os.environ.get(FALLBACK, "0") in ("", "0"):
         return []
     return [
-        f"{FALLBACK} is set: an operation without a Metal kernel runs on the CPU, with a warning "
-        "at most; unset it to be stopped instead"
+        tr(
+            "{fallback} is set: an operation without a Metal kernel runs on the CPU, with a warning "
+            "at most; unset it to be stopped instead",
+            fallback=FALLBACK,
+        )
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.contacts import Contact, standardise
 from twingpt.data.contacts.labels import KIND_LABEL, PLACEHOLDER
 from twingpt.data.contacts.numbers import DEFAULT_COUNTRY
@@ -151,11 +152,13 @@ def build_library(
             db.close()
         if not passages:
             temporary.unlink()
-            raise TwinGPTError(f"{path}: there is no text to find anything in")
+            raise TwinGPTError(tr("{path}: there is no text to find anything in", path=path))
         temporary.replace(path)
     except (OSError, sqlite3.Error) as error:
         temporary.unlink(missing_ok=True)
-        raise TwinGPTError(f"{path} cannot be written ({error}): check the folder and the free space") from None
+        raise TwinGPTError(
+            tr("{path} cannot be written ({error}): check the folder and the free space", path=path, error=error)
+        ) from None
     return passages
 
 

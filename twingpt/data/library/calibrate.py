@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.library.search import LEAST_FIT, Library, Passage
 from twingpt.data.library.sentences import sentences
 
@@ -43,7 +44,9 @@ def calibrate(path: Path) -> float:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('least_fit', ?)", (f"{threshold:.3f}",))
         db.close()
     except sqlite3.Error as error:
-        raise TwinGPTError(f"{path} cannot be written ({error}): check the folder and the free space") from None
+        raise TwinGPTError(
+            tr("{path} cannot be written ({error}): check the folder and the free space", path=path, error=error)
+        ) from None
     return threshold
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.contacts.forms import Contact
 from twingpt.data.contacts.labels import KINDS, PLACEHOLDER, Kind
 from twingpt.data.contacts.numbers import digits
@@ -88,7 +89,9 @@ class ContactStore:
             temporary.replace(path)
         except (OSError, sqlite3.Error) as error:
             temporary.unlink(missing_ok=True)
-            raise TwinGPTError(f"{path} cannot be written ({error}): check the folder and the free space") from None
+            raise TwinGPTError(
+                tr("{path} cannot be written ({error}): check the folder and the free space", path=path, error=error)
+            ) from None
         return cls.open(path)
 
     @classmethod
@@ -96,7 +99,7 @@ class ContactStore:
         """Open a store for reading. Raises TwinGPTError if it is missing or damaged."""
         path = Path(path)
         if not path.is_file():
-            raise TwinGPTError(f"{path} does not exist: make it with `twingpt prepare`")
+            raise TwinGPTError(tr("{path} does not exist: make it with `twingpt prepare`", path=path))
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
             db.execute(f"SELECT {_COLUMNS} FROM contact LIMIT 1").fetchall()
@@ -104,7 +107,9 @@ class ContactStore:
             db.execute("SELECT title FROM topic LIMIT 1").fetchall()
         except (sqlite3.Error, ValueError) as error:
             db.close()
-            raise TwinGPTError(f"{path} is no contact store ({error}): run `twingpt prepare` again") from None
+            raise TwinGPTError(
+                tr("{path} is no contact store ({error}): run `twingpt prepare` again", path=path, error=error)
+            ) from None
         return cls(db, path)
 
     def close(self) -> None:
@@ -129,7 +134,9 @@ class ContactStore:
         if not words:
             return []
         if kind is not None and kind not in KINDS:
-            raise TwinGPTError(f"contact kind {kind!r} is not known: use one of {', '.join(KINDS)}")
+            raise TwinGPTError(
+                tr("contact kind {kind!r} is not known: use one of {choices}", kind=kind, choices=", ".join(KINDS))
+            )
         conditions: list[str] = []
         values: list[str | int] = []
         long = [word for word in words if len(word) >= _TRIGRAM]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 
 
 class _OfFile(Protocol):
@@ -28,7 +29,9 @@ def damage_told(remedy: str) -> Callable[[Method[Owner, Arguments, Result]], Met
             try:
                 return method(owner, *args, **kwargs)
             except (sqlite3.Error, ValueError, TypeError, ArithmeticError) as error:
-                raise TwinGPTError(f"{owner.path} is damaged ({error}): {remedy}") from None
+                raise TwinGPTError(
+                    tr("{owner} is damaged ({error}): {remedy}", owner=owner.path, error=error, remedy=remedy)
+                ) from None
 
         return told
 

@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Self
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import mark, tr
 from twingpt.data.library.build import FORMAT_VERSION, indexed_terms
 from twingpt.data.library.contact_store import name_key
 from twingpt.data.library.damage import damage_told
 from twingpt.data.library.terms import question_terms
 
-REMEDY = "make it again with `twingpt data library DATA`"
+REMEDY = mark("make it again with `twingpt data library DATA`")
 FREQUENT = 0.05
 """A term of more than this share of the passages says little and takes most of the time."""
 FEW = 1000
@@ -71,21 +72,30 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Raises TwinGPTError if the file is missing, damaged, or of another format."""
         if not path.is_file():
-            raise TwinGPTError(f"{path} does not exist: {REMEDY}")
+            raise TwinGPTError(tr("{path} does not exist: {remedy}", path=path, remedy=tr(REMEDY)))
         self.path = path
         self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         self._counted: tuple[str, dict[str, int]] = "", {}
         try:
             facts = dict(self._db.execute("SELECT name, value FROM meta"))
             if facts.get("format_version") != FORMAT_VERSION:
-                raise TwinGPTError(f"{path} has format version {facts.get('format_version')}: {REMEDY}")
+                raise TwinGPTError(
+                    tr(
+                        "{path} has format version {version}: {remedy}",
+                        path=path,
+                        version=facts.get("format_version"),
+                        remedy=tr(REMEDY),
+                    )
+                )
             self.passages = int(facts["passages"])
             self._mean_length = max(1.0, int(facts["terms"]) / self.passages)
             self.least_fit = float(facts.get("least_fit", LEAST_FIT))
             self._db.execute("CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab('main', 'passage_terms', 'row')")
         except (sqlite3.Error, KeyError, ValueError, ZeroDivisionError) as error:
             self.close()
-            raise TwinGPTError(f"{path} cannot be read as a library ({error}): {REMEDY}") from None
+            raise TwinGPTError(
+                tr("{path} cannot be read as a library ({error}): {remedy}", path=path, error=error, remedy=tr(REMEDY))
+            ) from None
         except TwinGPTError:
             self.close()
             raise

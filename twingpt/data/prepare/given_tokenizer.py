@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import mark, tr
 from twingpt.data.files import TOKENIZER_FILE
 from twingpt.data.prepare.settings import PrepareSettings
 from twingpt.data.prepare.stages import STATE_FOLDER, recorded
@@ -43,9 +44,13 @@ def choose_tokenizer(data: Path, settings: PrepareSettings) -> GivenTokenizer | 
         path = path / TOKENIZER_FILE if path.is_dir() else path
         if not path.is_file():
             raise TwinGPTError(
-                f"--tokenizer {settings.tokenizer}: {path} is not there: name a RUN, DATA or tokenizer.json"
+                tr(
+                    "--tokenizer {tokenizer}: {path} is not there: name a RUN, DATA or tokenizer.json",
+                    tokenizer=settings.tokenizer,
+                    path=path,
+                )
             )
-        given = GivenTokenizer(Tokenizer.load(path), str(path), "it was named")
+        given = GivenTokenizer(Tokenizer.load(path), str(path), mark("it was named"))
     else:
         kept = _must_stay(data)
         if kept is None:
@@ -54,8 +59,15 @@ def choose_tokenizer(data: Path, settings: PrepareSettings) -> GivenTokenizer | 
     size = given.tokenizer.vocab_size
     if settings.vocab_size not in (None, size):
         raise UsageError(
-            f"--vocab-size {settings.vocab_size}, but {given.source} has {size} tokens ({given.why}): leave it out, "
-            f"or learn another tokenizer with --tokenizer {NEW}"
+            tr(
+                "--vocab-size {vocab_size}, but {source} has {size} tokens ({why}): leave it out, "
+                "or learn another tokenizer with --tokenizer {new}",
+                vocab_size=settings.vocab_size,
+                source=given.source,
+                size=size,
+                why=given.why,
+                new=NEW,
+            )
         )
     return given
 
@@ -68,12 +80,12 @@ def _must_stay(data: Path) -> GivenTokenizer | None:
         # There is none, or what is there is of no use to any model.
         return None
     if tokenizer.sha256 in _lines(data, TRAINED_FILE):
-        return GivenTokenizer(tokenizer, str(path), "a run was trained with it")
+        return GivenTokenizer(tokenizer, str(path), mark("a run was trained with it"))
     named = recorded(data, "tokenizer", "report", "taken_from")
     learned = [] if named else [recorded(data, "tokenizer", "files", TOKENIZER_FILE)]
     if tokenizer.sha256 in (*learned, *_lines(data, LEARNED_FILE)):
         return None
-    return GivenTokenizer(tokenizer, str(path), "it was put there")
+    return GivenTokenizer(tokenizer, str(path), mark("it was put there"))
 
 
 def note_learned(data: Path, sha256: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.tokens.manifest import Manifest, Split
 from twingpt.data.tokens.marks import SPECIAL_TOKENS
 from twingpt.data.tokens.tokenizer import Tokenizer
@@ -40,7 +41,10 @@ def inspect_data(folder: Path, *, samples: int = 3, tokens: int = 20) -> Inspect
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise TwinGPTError(
-            f"{folder}/tokenizer.json is not the one that the data were packed with: run `twingpt prepare`"
+            tr(
+                "{folder}/tokenizer.json is not the one that the data were packed with: run `twingpt prepare`",
+                folder=folder,
+            )
         )
     arrays = {name: _load(folder, split, manifest.dtype) for name, split in _splits(manifest).items()}
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -77,10 +81,17 @@ def _load(folder: Path, split: Split, dtype: str) -> npt.NDArray[Any]:
     try:
         array = np.fromfile(path, dtype=dtype) if split.tokens == 0 else np.memmap(path, dtype=dtype, mode="r")
     except (OSError, ValueError) as error:
-        raise TwinGPTError(f"{path} cannot be read ({error}): run `twingpt prepare` again") from None
+        raise TwinGPTError(
+            tr("{path} cannot be read ({error}): run `twingpt prepare` again", path=path, error=error)
+        ) from None
     if len(array) != split.tokens:
         raise TwinGPTError(
-            f"{path} holds {len(array):,} tokens, the manifest says {split.tokens:,}: run `twingpt prepare`"
+            tr(
+                "{path} holds {found:,} tokens, the manifest says {tokens:,}: run `twingpt prepare`",
+                path=path,
+                found=len(array),
+                tokens=split.tokens,
+            )
         )
     return array
 

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 
 # Below this the start of worker processes takes longer than the work.
 ALONE_BYTES = 2 << 20
@@ -65,7 +66,7 @@ def ordered_map(
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise TwinGPTError(
-            "a worker process was killed, most often because memory ran out: use fewer with --workers"
+            tr("a worker process was killed, most often because memory ran out: use fewer with --workers")
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

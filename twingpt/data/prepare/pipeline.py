@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from twingpt import __version__
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import tr
 from twingpt.data.files import (
     CLEANED_FILE,
     CONTACTS_FILE,
@@ -170,7 +171,7 @@ class Job:
 
     def run_clean(self, inputs: Sequence[str]) -> StageResult:
         if not inputs:
-            raise UsageError("no text given: name files or folders, or - for stdin")
+            raise UsageError(tr("no text given: name files or folders, or - for stdin"))
         watcher = self.watcher
         with StdinAsFile(inputs, self._out, lambda: watcher.start("stdin", None), watcher.advance) as given:
             found = raw_inputs.find_sources(given)
@@ -355,7 +356,7 @@ class Job:
         plain = self.settings.template == "plain"
         text = self._out / (CLEANED_FILE if plain else SAMPLES_FILE)
         if not plain and not text.exists():
-            raise TwinGPTError(f"{text} does not exist: make it with `twingpt data samples`")
+            raise TwinGPTError(tr("{text} does not exist: make it with `twingpt data samples`", text=text))
         tokenizer = Tokenizer.load(tokenizer_file)
         documents = Documents(self._out / CLEANED_FILE)
         self._choose_block_size(documents, tokenizer)
@@ -436,7 +437,7 @@ def _learner() -> str:
             return f"{package} {metadata.version(package)}"
         except metadata.PackageNotFoundError:
             continue
-    raise TwinGPTError("the package `tokenizers` is missing: install twingpt again")
+    raise TwinGPTError(tr("the package `tokenizers` is missing: install twingpt again"))
 
 
 def load_report(out: Path) -> Report:
@@ -444,7 +445,11 @@ def load_report(out: Path) -> Report:
     try:
         report: Report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise TwinGPTError(f"{out} holds no {REPORT_FILE}: make it with `twingpt prepare`") from None
+        raise TwinGPTError(
+            tr("{out} holds no {report_file}: make it with `twingpt prepare`", out=out, report_file=REPORT_FILE)
+        ) from None
     except (OSError, ValueError) as error:
-        raise TwinGPTError(f"{out / REPORT_FILE} cannot be read ({error}): run `twingpt prepare` again") from None
+        raise TwinGPTError(
+            tr("{path} cannot be read ({error}): run `twingpt prepare` again", path=out / REPORT_FILE, error=error)
+        ) from None
     return report

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.core.setting import LARGEST_SEED, check_bounds, setting
 from twingpt.data.files import REPORT_FILE
 from twingpt.data.tokens.marks import MIN_VOCAB_SIZE, Template
@@ -84,17 +85,23 @@ class PrepareSettings:
 
             if self.country not in COUNTRIES:
                 raise UsageError(
-                    f"--country {self.country} has no telephone numbers: give two capital letters, such as PH or KR"
+                    tr(
+                        "--country {country} has no telephone numbers: give two capital letters, such as PH or KR",
+                        country=self.country,
+                    )
                 )
         if self.template == "plain" and self.mask_prompt:
-            raise UsageError("--mask-prompt needs --template qa: plain documents have no prompt")
+            raise UsageError(tr("--mask-prompt needs --template qa: plain documents have no prompt"))
         if self.template == "qa" and (self.separator != "file" or self.keep_layout):
             option = "--keep-layout" if self.keep_layout else "--separator"
             raise UsageError(
-                f"{option} needs --template plain: questions are asked about documents of their own length"
+                tr(
+                    "{option} needs --template plain: questions are asked about documents of their own length",
+                    option=option,
+                )
             )
         if not self.separator.strip():
-            raise UsageError('--separator "" parts nothing: give a text, or blank-line for a blank line')
+            raise UsageError(tr('--separator "" parts nothing: give a text, or blank-line for a blank line'))
 
 
 class PrepareOptions(TypedDict, total=False):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 
 STATE_FOLDER = ".stages"
 PACKED_FROM = "packed_from"
@@ -76,13 +77,15 @@ class Workspace:
             self._state.mkdir(parents=True, exist_ok=True)
             lock = (self._state / "lock").open("w")
         except OSError as error:
-            raise TwinGPTError(f"{self.folder} cannot be written to: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("{folder} cannot be written to: {reason}", folder=self.folder, reason=os_reason(error))
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             raise TwinGPTError(
-                f"{self.folder} is being written by another twingpt: wait, or give another --out"
+                tr("{folder} is being written by another twingpt: wait, or give another --out", folder=self.folder)
             ) from None
         try:
             yield
@@ -192,6 +195,12 @@ def _disk_errors(folder: Path, what: str, needed: int) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free
         raise TwinGPTError(
-            f"the disk of {folder} is full: {what} needs about {needed:,} bytes, {free:,} are free; "
-            "free some or give another --out, then run the same command again (finished stages are kept)"
+            tr(
+                "the disk of {folder} is full: {what} needs about {needed:,} bytes, {free:,} are free; "
+                "free some or give another --out, then run the same command again (finished stages are kept)",
+                folder=folder,
+                what=what,
+                needed=needed,
+                free=free,
+            )
         ) from None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import os_reason, tr
 from twingpt.data.text.encodings import is_binary
 from twingpt.data.text.unpacking import is_packed
 
@@ -46,12 +47,14 @@ class StdinAsFile:
         if "-" not in self._inputs:
             return list(self._inputs)
         if list(self._inputs).count("-") > 1:
-            raise UsageError("- (stdin) can be given once")
+            raise UsageError(tr("- (stdin) can be given once"))
         try:
             self._copy()
         except OSError as error:
             self._path.unlink(missing_ok=True)
-            raise TwinGPTError(f"- (stdin) cannot be kept in {self._path}: {error.strerror}") from None
+            raise TwinGPTError(
+                tr("- (stdin) cannot be kept in {path}: {reason}", path=self._path, reason=os_reason(error))
+            ) from None
         except BaseException:
             self._path.unlink(missing_ok=True)
             raise
@@ -68,12 +71,18 @@ class StdinAsFile:
                     head = (head + block)[:LOOK_BYTES]
                     looked = len(head) == LOOK_BYTES
                     if looked and is_binary(head) and not is_packed(head):
-                        raise TwinGPTError("- (stdin) looks like a binary file, not like text: give it text")
+                        raise TwinGPTError(tr("- (stdin) looks like a binary file, not like text: give it text"))
                 free = shutil.disk_usage(self._path.parent).free
                 if free < (ROOM - 1) * size:
                     raise TwinGPTError(
-                        f"- (stdin) has given {size:,} bytes so far, and of what `prepare` needs for them the disk of "
-                        f"{self._path.parent.parent} has only {free:,} left: end the text sooner, or give another --out"
+                        tr(
+                            "- (stdin) has given {size:,} bytes so far, and of what `prepare` needs for them the disk "
+                            "of "
+                            "{folder} has only {free:,} left: end the text sooner, or give another --out",
+                            size=size,
+                            folder=self._path.parent.parent,
+                            free=free,
+                        )
                     )
                 file.write(block)
                 self._advance(len(block))

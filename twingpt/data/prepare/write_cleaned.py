@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.files import CLEANED_FILE, CONTACTS_FILE
 from twingpt.data.prepare import spool
 from twingpt.data.prepare.parallel import ordered_map, workers_for
@@ -82,8 +83,14 @@ def write_cleaned(
 
     spool.merge_changes(folder, changes)
     if (folder / spool.SIZES).stat().st_size == 0:
-        others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-        raise TwinGPTError(f"{sources[0].name}{others}: no text is left after cleaning: give a file with text in it")
+        others = tr(" and {number} more", number=len(sources) - 1) if len(sources) > 1 else ""
+        raise TwinGPTError(
+            tr(
+                "{name}{others}: no text is left after cleaning: give a file with text in it",
+                name=sources[0].name,
+                others=others,
+            )
+        )
     kept = _write_kept(folder, target / CLEANED_FILE, settings, changes, len(sources))
     contacts = _Counted(spool.read_contacts(folder))
     ContactStore.create(target / CONTACTS_FILE, contacts).close()

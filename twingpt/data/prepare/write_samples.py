@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.files import SAMPLES_FILE
 from twingpt.data.prepare.block_size import CHOICES
 from twingpt.data.prepare.parallel import ordered_map, workers_for
@@ -70,7 +71,10 @@ def _report(tally: "Tally", documents: Documents, validation: npt.NDArray[np.boo
     """The report of the stage. Raises TwinGPTError if there is no sample."""
     if not tally.samples:
         raise TwinGPTError(
-            f"{documents.path}: no document is long enough for a sample: give more text, or use --template plain"
+            tr(
+                "{documents}: no document is long enough for a sample: give more text, or use --template plain",
+                documents=documents.path,
+            )
         )
     return {
         "samples": tally.samples,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.data.contacts import Contact
 from twingpt.data.samples import questions as q
 from twingpt.data.samples import summary as s
@@ -55,11 +56,15 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         if self.block_size < 96:
-            raise UsageError(f"block_size {self.block_size} is too short for a sample: use 96 or more")
+            raise UsageError(
+                tr("block_size {block_size} is too short for a sample: use 96 or more", block_size=self.block_size)
+            )
         if not 0 <= self.closed_share <= 1:
-            raise UsageError(f"closed share {self.closed_share} is no share: use a number from 0 to 1")
+            raise UsageError(
+                tr("closed share {closed_share} is no share: use a number from 0 to 1", closed_share=self.closed_share)
+            )
         if self.samples_per_doc < 0 or self.min_tokens < 0:
-            raise UsageError("samples per document and minimum tokens cannot be negative: use 0 or more")
+            raise UsageError(tr("samples per document and minimum tokens cannot be negative: use 0 or more"))
 
 
 Count = Callable[[str], int]

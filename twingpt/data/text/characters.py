@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from twingpt.core.language import mark
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.private_use import HALF_WIDTH_CLASS, KNOWN, KNOWN_CLASS, PRIVATE_CLASS, whole_jamo
 
@@ -15,24 +16,24 @@ _BLANKS = "\t \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\u3164"
 PICTOGRAPH = "\u2190-\u2bff\U0001f000-\U0001faff\ufe0f"
 # One pattern for all that is odd, since most text holds little of it and is looked through once.
 _ODD_KINDS: tuple[tuple[str, str, str | Callable[[str], str]], ...] = (
-    ("terminal escape sequences removed", r"\x1b\[[0-9;?]*[ -/]*[@-~]", ""),
-    ("line separators made newlines", "[\x0b\x0c\x85\u2028\u2029]", "\n"),
-    ("control characters made blanks", "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]", " "),
+    (mark("terminal escape sequences removed"), r"\x1b\[[0-9;?]*[ -/]*[@-~]", ""),
+    (mark("line separators made newlines"), "[\x0b\x0c\x85\u2028\u2029]", "\n"),
+    (mark("control characters made blanks"), "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]", " "),
     (
-        "zero-width characters removed",
+        mark("zero-width characters removed"),
         "[\u00ad\u180e\u200b\u200c\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffc]"
         # A joiner belongs to an emoji, or to nothing in Korean text.
         f"|(?<![{PICTOGRAPH}])\u200d|\u200d(?![{PICTOGRAPH}])",
         "",
     ),
-    ("unreadable characters removed", "\ufffd+", ""),
-    ("private-use characters of HWP and Word mapped", f"[{KNOWN_CLASS}]", lambda known: KNOWN[ord(known)]),
-    ("private-use characters dropped", f"[{PRIVATE_CLASS}]", ""),
-    ("runs of half-width jamo made whole", f"[{HALF_WIDTH_CLASS}]+", whole_jamo),
-    ("Hangul fillers removed", "[\u115f\u1160\uffa0]+", ""),
+    (mark("unreadable characters removed"), "\ufffd+", ""),
+    (mark("private-use characters of HWP and Word mapped"), f"[{KNOWN_CLASS}]", lambda known: KNOWN[ord(known)]),
+    (mark("private-use characters dropped"), f"[{PRIVATE_CLASS}]", ""),
+    (mark("runs of half-width jamo made whole"), f"[{HALF_WIDTH_CLASS}]+", whole_jamo),
+    (mark("Hangul fillers removed"), "[\u115f\u1160\uffa0]+", ""),
 )
 # Somebody may have seen a character there; nobody saw those of the other kinds.
-_LOST = ("unreadable characters removed", "private-use characters dropped")
+_LOST = (mark("unreadable characters removed"), mark("private-use characters dropped"))
 _ODD = re.compile("|".join(f"({pattern})" for _, pattern, _ in _ODD_KINDS))
 # Any character that one of them begins with: a single class is looked for many times faster.
 _MAYBE_ODD = re.compile(
@@ -72,18 +73,18 @@ def _cleaned_once(text: str, changes: Changes, keep_layout: bool, break_lines: b
         before = text
         text, number = _BLANK_RUN.subn(" ", text)
         if number:
-            changes.count("runs of blanks made one", number)
-            _note(changes, "runs of blanks made one", before, _BLANK_RUN, " ")
+            changes.count(mark("runs of blanks made one"), number)
+            _note(changes, mark("runs of blanks made one"), before, _BLANK_RUN, " ")
     if not unicodedata.is_normalized("NFC", text):
         text = _composed(text, changes)
     text = _BLANKS_AT_END.sub("", text) if keep_layout else _trimmed(text, changes)
     text, number = re.subn(r"\n{3,}", "\n\n", text)
     if number:
-        changes.count("runs of blank lines made one", number)
+        changes.count(mark("runs of blank lines made one"), number)
     if break_lines:
         text, number = _LONG_LINE.subn(lambda match: "\n".join(break_line(match.group())), text)
         if number:
-            changes.count("long lines broken at sentence ends", number)
+            changes.count(mark("long lines broken at sentence ends"), number)
     return text
 
 
@@ -115,8 +116,8 @@ def _without_entities(text: str, changes: Changes) -> str:
     def replace(match: re.Match[str]) -> str:
         character = html.unescape(match[0])
         if character != match[0]:
-            changes.count("entities of HTML undone")
-            changes.example("entities of HTML undone", match[0], visible(character))
+            changes.count(mark("entities of HTML undone"))
+            changes.example(mark("entities of HTML undone"), match[0], visible(character))
         return character
 
     return _ENTITY.sub(replace, text)
@@ -161,7 +162,7 @@ def visible(text: str) -> str:
 def _composed(text: str, changes: Changes) -> str:
     """NFC never crosses a newline, so the lines of both forms are the same ones."""
     composed = unicodedata.normalize("NFC", text)
-    kind = "lines composed to NFC"
+    kind = mark("lines composed to NFC")
     for before, after in zip(text.split("\n"), composed.split("\n"), strict=True):
         if before != after:
             changes.count(kind)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from twingpt.core.language import mark
 from twingpt.data.text import dedup
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.characters import PICTOGRAPH, clean_text, sentence_cut
@@ -130,8 +131,8 @@ def _without_junk(text: str, changes: Changes) -> str:
     kept: list[str] = []
     for line in text.split("\n"):
         if is_junk(line):
-            changes.drop("lines of only code, log, URL or emoji dropped", len(line.encode()) + 1)
-            changes.example("lines of only code, log, URL or emoji dropped", line[:80], "")
+            changes.drop(mark("lines of only code, log, URL or emoji dropped"), len(line.encode()) + 1)
+            changes.example(mark("lines of only code, log, URL or emoji dropped"), line[:80], "")
         else:
             kept.append(line)
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept))
@@ -198,7 +199,7 @@ def clean_chunk(text: str, settings: CleanSettings) -> CleanedChunk:
         if standard != document:
             _note_contacts(document, standard, changes)
         if found:
-            changes.count("contacts found", len(found))
+            changes.count(mark("contacts found"), len(found))
         contacts += found
         normals.append(dedup.normalised(standard))
         if settings.contacts == "mask":
@@ -227,7 +228,7 @@ _NUMBER_LIKE = re.compile(r"(?<![\w/])\+?(?:\d[ ().·\-–~]{0,2}){7,}")
 
 def _note_number_like(text: str, changes: Changes) -> None:
     """Counts the lines of a masked text in which a reader may still see a telephone number."""
-    kind = "lines that still hold digits like those of a telephone number"
+    kind = mark("lines that still hold digits like those of a telephone number")
     for line in text.split("\n"):
         if _NUMBER_LIKE.search(line):
             changes.count(kind)
@@ -235,7 +236,7 @@ def _note_number_like(text: str, changes: Changes) -> None:
 
 
 def _note_contacts(document: str, standard: str, changes: Changes) -> None:
-    kind = "documents with contacts brought into one form"
+    kind = mark("documents with contacts brought into one form")
     changes.count(kind)
     if changes.wants_example(kind):
         pairs = zip(document.split("\n"), standard.split("\n"), strict=False)
@@ -271,10 +272,10 @@ def without_boilerplate(document: str, hashes: frozenset[int], changes: Changes)
         (dropped if repeats else kept).append(line)
     if not dropped or not any(kept):
         return document
-    changes.drop("boilerplate lines dropped", sum(len(line.encode()) + 1 for line in dropped), len(dropped))
-    shown = [before for before, _ in changes.examples.get("boilerplate lines dropped", [])]
+    changes.drop(mark("boilerplate lines dropped"), sum(len(line.encode()) + 1 for line in dropped), len(dropped))
+    shown = [before for before, _ in changes.examples.get(mark("boilerplate lines dropped"), [])]
     for line in dropped:
         if line[:80] not in shown:
-            changes.example("boilerplate lines dropped", line[:80], "")
+            changes.example(mark("boilerplate lines dropped"), line[:80], "")
             shown.append(line[:80])
     return "\n".join(kept)

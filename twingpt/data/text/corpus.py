@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 
 SEPARATOR = b"\n\n"
 BEGIN = b"\f"
@@ -45,13 +46,13 @@ class Documents(Sequence[str]):
             self._close = weakref.finalize(self, os.close, self._fd)
             size = os.fstat(self._fd).st_size
             if size == 0:
-                raise TwinGPTError(f"{path} is empty: make it again with `twingpt data clean`")
+                raise TwinGPTError(tr("{path} is empty: make it again with `twingpt data clean`", path=path))
             self._bounds = _starts(self._fd, size)
             self._marked = self._find_marks(size)
         except FileNotFoundError:
-            raise TwinGPTError(f"{path} does not exist: make it with `twingpt data clean`") from None
+            raise TwinGPTError(tr("{path} does not exist: make it with `twingpt data clean`", path=path)) from None
         except OSError as error:
-            raise TwinGPTError(f"{path} cannot be read: {error.strerror}") from None
+            raise TwinGPTError(tr("{path} cannot be read: {reason}", path=path, reason=os_reason(error))) from None
         self.path = path
 
     def __len__(self) -> int:
@@ -65,7 +66,9 @@ class Documents(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         start, end = self.span(index)
-        return read_text(self._fd, start, end, f"{self.path} is not UTF-8 in document {index}")
+        return read_text(
+            self._fd, start, end, tr("{path} is not UTF-8 in document {index}", path=self.path, index=index)
+        )
 
     def span(self, index: int) -> tuple[int, int]:
         """Where in the file the document's text begins and ends. Raises IndexError past the last document."""
@@ -160,7 +163,9 @@ def read_text(fd: int, start: int, end: int, fault: str) -> str:
     try:
         return os.pread(fd, end - start, start).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TwinGPTError(f"{fault} ({error.reason}): run `twingpt data clean` again") from None
+        raise TwinGPTError(
+            tr("{fault} ({reason}): run `twingpt data clean` again", fault=fault, reason=error.reason)
+        ) from None
 
 
 def _starts(fd: int, size: int) -> npt.NDArray[np.int64]:

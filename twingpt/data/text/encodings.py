@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import mark, tr
 from twingpt.data.text.changes import Changes
 
 # A line longer than this is handed on in pieces, so that one endless line fits in memory.
@@ -30,7 +31,7 @@ def detect_encoding(head: bytes, name: str) -> tuple[str, int]:
     if utf16 := _utf16_without_bom(head):
         return utf16, 0
     if is_binary(head):
-        raise TwinGPTError(f"{name} looks like a binary file, not like text: give a text file")
+        raise TwinGPTError(tr("{name} looks like a binary file, not like text: give a text file", name=name))
     lost_utf8, lost_cp949 = _share_lost(head, "utf-8"), _share_lost(head, "cp949")
     if lost_utf8 <= max(lost_cp949, 0.05):
         return "utf-8", 0
@@ -121,8 +122,8 @@ def _decode_mixed(data: bytes, changes: Changes) -> Piece:
             except UnicodeDecodeError:
                 pass
             else:
-                changes.count("lines read as cp949")
-                changes.example("lines read as cp949", ascii(line[:30]), text[:60])
+                changes.count(mark("lines read as cp949"))
+                changes.example(mark("lines read as cp949"), ascii(line[:30]), text[:60])
                 lines.append(text)
                 continue
         text = line.decode("utf-8", errors="surrogateescape")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import mark, os_reason, tr
 from twingpt.data.text.encodings import is_binary
 from twingpt.data.text.forms.form import NotReadError
 from twingpt.data.text.forms.registry import ZIPPED_FORMS
@@ -17,7 +18,7 @@ from twingpt.data.text.forms.unread import Unread, unread_form, unread_suffix, u
 from twingpt.data.text.unpacking import check_growth, read_full, unpacked
 
 ZIP_MAGIC = b"PK\x03\x04"
-NO_FILE = "is a pipe or a device"
+NO_FILE = mark("is a pipe or a device")
 _PACKED_SUFFIXES = (".gz", ".xz", ".zst")
 _LOOK_BYTES = 1 << 16
 # A zip with more files than this is no folder of notes.
@@ -72,16 +73,24 @@ def find_sources(inputs: Sequence[str]) -> Found:
         if path.is_dir():
             inside = _in_folder(path)
             if not inside.sources:
-                raise TwinGPTError(f"{given} holds no file that is read{_listed(inside.unread)}")
+                raise TwinGPTError(
+                    tr("{given} holds no file that is read{listed}", given=given, listed=_listed(inside.unread))
+                )
         elif path.exists() and not path.is_file():
-            raise TwinGPTError(f"{given} {NO_FILE}, which cannot be read twice: give - and text on stdin")
+            raise TwinGPTError(
+                tr(
+                    "{given} {no_file}, which cannot be read twice: give - and text on stdin",
+                    given=given,
+                    no_file=tr(NO_FILE),
+                )
+            )
         elif path.exists():
             inside = Found()
             _add(inside, Source(given, path), by_name=False)
             if not inside.sources and inside.unread:
                 raise NotReadError(given, inside.unread[0].kind, inside.unread[0].way_out)
         else:
-            raise TwinGPTError(f"{given} does not exist")
+            raise TwinGPTError(tr("{given} does not exist", given=given))
         found.sources += inside.sources
         found.unread += inside.unread
     return found
@@ -89,9 +98,16 @@ def find_sources(inputs: Sequence[str]) -> Found:
 
 def _listed(unread: Sequence[Unread]) -> str:
     if not unread:
-        return ": name the files"
-    more = f", and {len(unread) - 3} more" if len(unread) > 3 else ""
-    return ": " + "; ".join(f"{one.name} is a {one.kind}, {one.way_out}" for one in unread[:3]) + more
+        return tr(": name the files")
+    more = tr(", and {number} more", number=len(unread) - 3) if len(unread) > 3 else ""
+    return (
+        ": "
+        + "; ".join(
+            tr("{name} is a {kind}, {way_out}", name=one.name, kind=tr(one.kind), way_out=tr(one.way_out))
+            for one in unread[:3]
+        )
+        + more
+    )
 
 
 def _in_folder(folder: Path) -> Found:
@@ -102,8 +118,8 @@ def _in_folder(folder: Path) -> Found:
         if any(part.startswith(".") for part in inner) or file.is_dir():
             continue
         if not file.is_file():
-            kind = "pipe or device" if file.exists() else "link to nothing"
-            found.unread.append(Unread(str(file), kind, "save what it gives as a file"))
+            kind = mark("pipe or device") if file.exists() else mark("link to nothing")
+            found.unread.append(Unread(str(file), kind, mark("save what it gives as a file")))
         else:
             _add(found, Source(str(file), file), by_name=True)
     return found
@@ -129,7 +145,7 @@ def _add(found: Found, source: Source, *, by_name: bool) -> None:
         name = name.removesuffix(suffix)
     unread = unread_form(source.name, head) or (unread_suffix(name) if by_name else None)
     if unread is None and by_name and is_binary(head):
-        unread = Unread(source.name, "binary file", "save what is in it as text")
+        unread = Unread(source.name, mark("binary file"), mark("save what is in it as text"))
     if unread is None:
         found.sources.append(source)
     else:
@@ -147,7 +163,7 @@ def _add_zip(found: Found, source: Source, file: IO[bytes]) -> None:
             found.unread.append(unread)
             return
         if source.member is not None:
-            found.unread.append(Unread(source.name, "zip within a zip", "unpack it"))
+            found.unread.append(Unread(source.name, mark("zip within a zip"), mark("unpack it")))
             return
         _check_zip(source.name, infos)
         for info in sorted(infos, key=_shown_name):
@@ -157,7 +173,7 @@ def _add_zip(found: Found, source: Source, file: IO[bytes]) -> None:
                 continue
             name = f"{source.name}/{_shown_name(info)}"
             if info.flag_bits & _LOCKED:
-                found.unread.append(Unread(name, "file locked with a password", "unpack the zip"))
+                found.unread.append(Unread(name, mark("file locked with a password"), mark("unpack the zip")))
             else:
                 _add(found, Source(name, source.path, info.filename), by_name=True)
 
@@ -165,7 +181,14 @@ def _add_zip(found: Found, source: Source, file: IO[bytes]) -> None:
 def _check_zip(name: str, infos: Sequence[zipfile.ZipInfo]) -> None:
     """Raises TwinGPTError for a bomb. No file gives more bytes than its entry says: `zipfile` stops there."""
     if len(infos) > _MOST_FILES:
-        raise TwinGPTError(f"{name} holds {len(infos):,} files, more than {_MOST_FILES:,}: unpack it")
+        raise TwinGPTError(
+            tr(
+                "{name} holds {files:,} files, more than {most:,}: unpack it",
+                name=name,
+                files=len(infos),
+                most=_MOST_FILES,
+            )
+        )
     check_growth(name, sum(info.file_size for info in infos), sum(info.compress_size for info in infos))
 
 
@@ -201,9 +224,11 @@ def fingerprint(source: Source, advance: Callable[[int], None] = lambda size: No
                 advance(len(block))
             return Fingerprint(source.name, size, whole.hexdigest())
     except OSError as error:
-        raise TwinGPTError(f"{source.name} cannot be read: {error.strerror}") from None
+        raise TwinGPTError(tr("{name} cannot be read: {reason}", name=source.name, reason=os_reason(error))) from None
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-        raise TwinGPTError(f"{source.name} is damaged, it cannot be unpacked: {error}") from None
+        raise TwinGPTError(
+            tr("{name} is damaged, it cannot be unpacked: {error}", name=source.name, error=error)
+        ) from None
 
 
 def fingerprint_of_all(files: Iterable[Fingerprint]) -> str:

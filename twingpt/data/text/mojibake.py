@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+from twingpt.core.language import mark
 from twingpt.data.text.changes import Changes
 
 _CP1252_HIGH = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
@@ -31,7 +32,7 @@ _MAC_RUN = re.compile(f"[\u0000-\u007f{re.escape(bytes(range(0x80, 0x100)).decod
 # Mathematics looks like syllables in MacRoman, but has nothing else of what Korean text looks like there.
 _MATHEMATICS = re.compile("[\u0000-\u007f∞±≤≥µ∂∑∏π∫Ω√≈∆≠÷◊¬]*")
 _HIGH = re.compile("[\u0080-\u00ff]")
-_REPAIRED = "mojibake lines repaired"
+_REPAIRED = mark("mojibake lines repaired")
 # So many lines of a text in CP949 show that the short ones among them are in it too.
 _LINES_THAT_SHOW = 3
 
@@ -71,7 +72,7 @@ def _put(lines: list[str], number: int, repaired: str, changes: Changes) -> None
     changes.example(_REPAIRED, line[:60], repaired[:60])
     lines[number] = repaired
     if lost := repaired.count("\ufffd") - line.count("\ufffd"):
-        changes.count("characters that mojibake had lost", lost)
+        changes.count(mark("characters that mojibake had lost"), lost)
 
 
 def _common(text: str) -> int:

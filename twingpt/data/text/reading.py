@@ -16,6 +16,7 @@ from itertools import chain
 from typing import IO
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import mark, os_reason, tr
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.encodings import BOMS, decode_other, decode_utf8, detect_encoding
 from twingpt.data.text.forms.form import NotReadError, ReadAs
@@ -58,9 +59,11 @@ def read_source(
                 yield text, max(0, position - at)
                 at = max(at, position)
     except (lzma.LZMAError, EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile) as error:
-        raise TwinGPTError(f"{source.name} is damaged, it cannot be unpacked: {error}") from None
+        raise TwinGPTError(
+            tr("{name} is damaged, it cannot be unpacked: {error}", name=source.name, error=error)
+        ) from None
     except OSError as error:
-        raise TwinGPTError(f"{source.name} cannot be read: {error.strerror or error}") from None
+        raise TwinGPTError(tr("{name} cannot be read: {reason}", name=source.name, reason=os_reason(error))) from None
 
 
 def _read_stream(
@@ -69,7 +72,7 @@ def _read_stream(
     stream = unpacked(told.name, raw)
     head = read_full(stream, HEAD_BYTES)
     if not head:
-        told.changes.count("empty files")
+        told.changes.count(mark("empty files"))
         return
     if head.startswith(ZIP_MAGIC):
         yield from _read_zipped(told, head, stream)
@@ -92,7 +95,12 @@ def _read_stream(
     except _FAULTS as error:
         reason = " ".join(str(error).split())[:100]
         raise TwinGPTError(
-            f"{told.name} is damaged, it cannot be read as {form.name}: {reason}: save it again, or as plain text"
+            tr(
+                "{told} is damaged, it cannot be read as {form}: {reason}: save it again, or as plain text",
+                told=told.name,
+                form=form.name,
+                reason=reason,
+            )
         ) from None
 
 
@@ -108,7 +116,9 @@ def _read_zipped(told: ReadAs, head: bytes, stream: IO[bytes]) -> Iterator[str]:
         form = next((form for form in ZIPPED_FORMS if any(name.startswith(form.part) for name in names)), None)
         if form is None:
             unread = unread_zip(told.name, names)
-            kind, way_out = (unread.kind, unread.way_out) if unread else ("zip within a packed file", "unpack it")
+            kind, way_out = (
+                (unread.kind, unread.way_out) if unread else (mark("zip within a packed file"), mark("unpack it"))
+            )
             raise NotReadError(told.name, kind, way_out)
         told.form = form.name
         file.seek(0)
@@ -127,7 +137,7 @@ def _decoded(
             codecs.lookup(encoding)
         except LookupError:
             raise UsageError(
-                f"--encoding {encoding} is not an encoding that Python knows (utf-8, cp949, ...)"
+                tr("--encoding {encoding} is not an encoding that Python knows (utf-8, cp949, ...)", encoding=encoding)
             ) from None
     if encoding != "utf-8" or skip:
         changes.count(f"files read as {encoding}{' with a byte-order mark' if skip else ''}")
@@ -138,8 +148,8 @@ def _decoded(
         total += size
         lost += bad
         if bad:
-            changes.count("undecodable bytes", bad)
-            changes.example("undecodable bytes", example, "")
+            changes.count(mark("undecodable bytes"), bad)
+            changes.example(mark("undecodable bytes"), example, "")
         if total >= HEAD_BYTES:
             _check_lost(name, encoding, lost, total, max_undecodable, example)
         yield text
@@ -148,10 +158,19 @@ def _decoded(
 
 def _check_lost(name: str, encoding: str, lost: int, total: int, limit: float, example: str) -> None:
     if lost > limit * total:
-        shown = f", for example in {example!r}" if example else ""
+        shown = tr(", for example in {example!r}", example=example) if example else ""
         raise TwinGPTError(
-            f"{name}: {lost:,} of {total:,} bytes ({lost / total:.1%}) are not {encoding}{shown}: "
-            f"name its encoding with --encoding, or accept that with --max-undecodable {lost / total + 0.01:.2f}"
+            tr(
+                "{name}: {lost:,} of {total:,} bytes ({share:.1%}) are not {encoding}{shown}: "
+                "name its encoding with --encoding, or accept that with --max-undecodable {accepted:.2f}",
+                name=name,
+                lost=lost,
+                total=total,
+                share=lost / total,
+                encoding=encoding,
+                shown=shown,
+                accepted=lost / total + 0.01,
+            )
         )
 
 

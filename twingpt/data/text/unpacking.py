@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import IO, cast
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 
 # Text shrinks to a tenth, a log of equal lines to a hundredth. Smaller files may be as odd as they like.
 BOMB_RATIO = 200
@@ -66,8 +67,15 @@ def check_growth(name: str, unpacked: int, packed: int) -> None:
     """Raises TwinGPTError for bytes that have grown as text does not."""
     if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
         raise TwinGPTError(
-            f"{name} grows to more than {BOMB_RATIO} times its packed size ({unpacked:,} bytes of {packed:,} so far), "
-            "as no text does: unpack it yourself and give what is inside"
+            tr(
+                "{name} grows to more than {bomb_ratio} times its packed size ({unpacked:,} bytes of {packed:,} so "
+                "far), "
+                "as no text does: unpack it yourself and give what is inside",
+                name=name,
+                bomb_ratio=BOMB_RATIO,
+                unpacked=unpacked,
+                packed=packed,
+            )
         )
 
 
@@ -92,7 +100,7 @@ class _ZstdFile:
             packed = packed or self._raw.read(min(size, 1 << 16))
             if not packed:
                 if self._inside:
-                    raise EOFError("it breaks off")
+                    raise EOFError(tr("it breaks off"))
                 return b""
             try:
                 text = self._frame.decompress(packed)

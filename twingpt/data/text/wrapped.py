@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from twingpt.core.language import mark
 from twingpt.data.text.changes import Changes
 from twingpt.data.text.characters import FEW_LINES
 
@@ -67,11 +68,11 @@ def join_wrapped(text: str, changes: Changes) -> str:
     if wrapping is None:
         return text
     joined = list(_joined(lines, wrapping))
-    changes.count("lines broken at one width joined", len(lines) - len(joined))
+    changes.count(mark("lines broken at one width joined"), len(lines) - len(joined))
     first = next((i for i in range(len(joined)) if joined[i] != lines[i]), None)
     if first is not None:
         before = f"{lines[first].strip()}\n{lines[first + 1].strip()}"
-        changes.example("lines broken at one width joined", before[:80], joined[first].strip()[:80])
+        changes.example(mark("lines broken at one width joined"), before[:80], joined[first].strip()[:80])
     return "\n".join(joined)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import UsageError
+from twingpt.core.language import tr
 from twingpt.data.tokens.batches import Batch, evenly, taken
 from twingpt.data.tokens.cut import Cut
 from twingpt.data.tokens.windows import CHUNK, FixedWindows, Grid, Places, StreamWindows, Tokens, Windows
@@ -31,14 +32,22 @@ class TokenArrays:
                 continue
             if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
                 found = f"{array.ndim}-D {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise UsageError(f"the array {name} is {found}: give a 1-D NumPy array of integers")
+                raise UsageError(
+                    tr("the array {name} is {found}: give a 1-D NumPy array of integers", name=name, found=found)
+                )
             lowest = min((int(chunk.min()) for chunk in _chunks(array)), default=0)
             if lowest < 0:
-                raise UsageError(f"the array {name} holds {lowest}: give numbers from 0 on")
+                raise UsageError(
+                    tr("the array {name} holds {lowest}: give numbers from 0 on", name=name, lowest=lowest)
+                )
         for name, array in (("train", self.train), ("val", self.val)):
             if len(array) < 2:
                 raise UsageError(
-                    f"the array {name} holds {len(array)} tokens: give 2 or more, so that one is predicted"
+                    tr(
+                        "the array {name} holds {tokens} tokens: give 2 or more, so that one is predicted",
+                        name=name,
+                        tokens=len(array),
+                    )
                 )
 
     def largest(self) -> tuple[int, str]:
@@ -58,7 +67,11 @@ class TokenArrays:
             return np.ones(vocab_size, dtype=np.int32)
         if len(self.token_bytes) != vocab_size:
             raise UsageError(
-                f"token_bytes has {len(self.token_bytes)} entries: give one for each of {vocab_size} tokens"
+                tr(
+                    "token_bytes has {entries} entries: give one for each of {vocab_size} tokens",
+                    entries=len(self.token_bytes),
+                    vocab_size=vocab_size,
+                )
             )
         return self.token_bytes.astype(np.int32)
 
@@ -77,8 +90,12 @@ class ArrayBatches:
         """least: tokens below which there is nothing to learn from."""
         if len(tokens) < least:
             raise UsageError(
-                f"an array holds {len(tokens):,} tokens, fewer than one window of block_size {block_size}: "
-                "use more tokens or a smaller block_size"
+                tr(
+                    "an array holds {tokens:,} tokens, fewer than one window of block_size {block_size}: "
+                    "use more tokens or a smaller block_size",
+                    tokens=len(tokens),
+                    block_size=block_size,
+                )
             )
         self._tokens = tokens
         self._grid = Grid(len(tokens), block_size, block_size)

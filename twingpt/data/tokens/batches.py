@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.tokens.custody import check_content
 from twingpt.data.tokens.cut import Cut
 from twingpt.data.tokens.manifest import Manifest
@@ -107,20 +108,33 @@ class Batches:
             self._mask = self._map(mask, np.dtype(np.uint8), sha256, 2)
         if manifest.layout == "rows" and block_size != manifest.block_size:
             raise TwinGPTError(
-                f"the samples in {data_dir} were packed for block_size {manifest.block_size}, the model has "
-                f"{block_size}: run `twingpt prepare` with --block-size {block_size}"
+                tr(
+                    "the samples in {data_dir} were packed for block_size {block_size}, the model has "
+                    "{block_size_2}: run `twingpt prepare` with --block-size {block_size_2}",
+                    data_dir=data_dir,
+                    block_size=manifest.block_size,
+                    block_size_2=block_size,
+                )
             )
         stride = block_size + (manifest.layout == "rows")
         self._grid = Grid(len(self._tokens), block_size, stride)
         self.windows = self._grid.count
         if split == "val" and self.windows < 1:
             raise TwinGPTError(
-                f"{data_dir} holds no text to validate with: run `twingpt prepare` with a larger --val-fraction"
+                tr(
+                    "{data_dir} holds no text to validate with: run `twingpt prepare` with a larger --val-fraction",
+                    data_dir=data_dir,
+                )
             )
         if self.windows < 1 or (split == "train" and len(self._tokens) <= block_size):
             raise TwinGPTError(
-                f"{data_dir / self._split.file} holds {len(self._tokens):,} tokens, fewer than one window of "
-                f"block_size {block_size}: use more text or a smaller block_size"
+                tr(
+                    "{path} holds {tokens:,} tokens, fewer than one window of "
+                    "block_size {block_size}: use more text or a smaller block_size",
+                    path=data_dir / self._split.file,
+                    tokens=len(self._tokens),
+                    block_size=block_size,
+                )
             )
         self._run = self._windows(cut, seed, bos_id)
 
@@ -167,11 +181,15 @@ class Batches:
         try:
             size = path.stat().st_size
         except OSError:
-            raise TwinGPTError(f"{path} is missing: run `twingpt prepare` again") from None
+            raise TwinGPTError(tr("{path} is missing: run `twingpt prepare` again", path=path)) from None
         if size != self._split.tokens * dtype.itemsize:
             raise TwinGPTError(
-                f"{path} has {size:,} bytes, its manifest says {self._split.tokens * dtype.itemsize:,}: "
-                "run `twingpt prepare` again"
+                tr(
+                    "{path} has {size:,} bytes, its manifest says {tokens:,}: run `twingpt prepare` again",
+                    path=path,
+                    size=size,
+                    tokens=self._split.tokens * dtype.itemsize,
+                )
             )
         check_content(path, dtype, sha256, below)
         return np.memmap(path, dtype=dtype, mode="r") if size else np.zeros(0, dtype=dtype)

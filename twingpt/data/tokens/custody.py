@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import os_reason, tr
 from twingpt.data.files import MANIFEST_FILE
 
 BLOCK_BYTES = 1 << 22
@@ -42,10 +43,21 @@ def check_content(path: Path, dtype: np.dtype[np.generic], sha256: str | None, b
     found = content_of(path, dtype)
     if sha256 is not None and found.sha256 != sha256:
         raise TwinGPTError(
-            f"{path} is not the file that {path.parent / MANIFEST_FILE} was written with: run `twingpt prepare` again"
+            tr(
+                "{path} is not the file that {file} was written with: run `twingpt prepare` again",
+                path=path,
+                file=path.parent / MANIFEST_FILE,
+            )
         )
     if found.largest >= below:
-        raise TwinGPTError(f"{path} holds {found.largest:,} where all is below {below:,}: run `twingpt prepare` again")
+        raise TwinGPTError(
+            tr(
+                "{path} holds {largest:,} where all is below {below:,}: run `twingpt prepare` again",
+                path=path,
+                largest=found.largest,
+                below=below,
+            )
+        )
 
 
 def content_of(path: Path, dtype: np.dtype[np.generic]) -> Content:
@@ -60,7 +72,7 @@ def content_of(path: Path, dtype: np.dtype[np.generic]) -> Content:
         if _identity(path, dtype) == before and started - max(before[-2:]) / 1e9 > SETTLED_SECONDS:
             _remember(memory, before, content)
     except OSError as error:
-        raise TwinGPTError(f"{path} cannot be read: {error.strerror}") from None
+        raise TwinGPTError(tr("{path} cannot be read: {reason}", path=path, reason=os_reason(error))) from None
     return content
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.files import MANIFEST_FILE
 
 FORMAT_VERSION = 1
@@ -66,21 +67,35 @@ class Manifest:
             raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise TwinGPTError(
-                f"{data_dir} holds no {MANIFEST_FILE}: make it with `twingpt prepare RAW.txt --out {data_dir}`"
+                tr(
+                    "{data_dir} holds no {manifest_file}: make it with `twingpt prepare RAW.txt --out {data_dir}`",
+                    data_dir=data_dir,
+                    manifest_file=MANIFEST_FILE,
+                )
             ) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise TwinGPTError(f"{path} cannot be read ({error}): run `twingpt prepare` again") from None
+            raise TwinGPTError(
+                tr("{path} cannot be read ({error}): run `twingpt prepare` again", path=path, error=error)
+            ) from None
         if not isinstance(raw, dict):
-            raise TwinGPTError(f"{path} is damaged (it holds no object): run `twingpt prepare` again")
+            raise TwinGPTError(tr("{path} is damaged (it holds no object): run `twingpt prepare` again", path=path))
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise TwinGPTError(
-                f"{path} has format version {version}, this twingpt reads {FORMAT_VERSION}: run `twingpt prepare` again"
+                tr(
+                    "{path} has format version {version}, this twingpt reads {format_version}: run `twingpt prepare` "
+                    "again",
+                    path=path,
+                    version=version,
+                    format_version=FORMAT_VERSION,
+                )
             )
         try:
             return cls(**{**raw, "train": Split(**raw["train"]), "val": Split(**raw["val"])})
         except (TypeError, KeyError) as error:
-            raise TwinGPTError(f"{path} is damaged ({error}): run `twingpt prepare` again") from None
+            raise TwinGPTError(
+                tr("{path} is damaged ({error}): run `twingpt prepare` again", path=path, error=error)
+            ) from None
 
     def save(self, data_dir: Path) -> None:
         content = dataclasses.asdict(self)

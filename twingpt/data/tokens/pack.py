@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.text.corpus import Documents, Table
 from twingpt.data.text.hold_out import HeldOut
 from twingpt.data.tokens.manifest import Manifest, Split
@@ -105,8 +106,14 @@ def pack_documents(
         written = {"train": train, "val": val}
     if train.written <= block_size:
         raise TwinGPTError(
-            f"block_size {block_size} is longer than the data: the training part of {documents.path} has "
-            f"{train.written:,} tokens, {block_size + 1:,} are needed: give more text or a smaller --block-size"
+            tr(
+                "block_size {block_size} is longer than the data: the training part of {path} has "
+                "{tokens:,} tokens, {needed:,} are needed: give more text or a smaller --block-size",
+                block_size=block_size,
+                path=documents.path,
+                tokens=train.written,
+                needed=block_size + 1,
+            )
         )
     splits = {
         name: Split(
@@ -240,14 +247,19 @@ def read_samples(path: Path, advance: Callable[[int], None] = lambda size: None)
                     sample = Sample.from_json(line)
                 except TwinGPTError as error:
                     raise TwinGPTError(
-                        f"{path} line {number}: {error}; make it again with `twingpt data samples`"
+                        tr(
+                            "{path} line {number}: {error}; make it again with `twingpt data samples`",
+                            path=path,
+                            number=number,
+                            error=error,
+                        )
                     ) from None
                 advance(len(line.encode()))
                 yield sample
     except FileNotFoundError:
-        raise TwinGPTError(f"{path} does not exist: make it with `twingpt data samples`") from None
+        raise TwinGPTError(tr("{path} does not exist: make it with `twingpt data samples`", path=path)) from None
     except UnicodeDecodeError:
-        raise TwinGPTError(f"{path} is not UTF-8: make it again with `twingpt data samples`") from None
+        raise TwinGPTError(tr("{path} is not UTF-8: make it again with `twingpt data samples`", path=path)) from None
 
 
 class _Spool:
@@ -322,7 +334,9 @@ def pack_samples(
         spools = {name: stack.enter_context(_Spool(out, name, dtype, mask_prompt)) for name in SPLITS}
         longest, truncated = _spool_samples(samples, tokenizer, spools, row, mask_prompt, allow_long, advance)
     if not len(spools["train"].lengths):
-        raise TwinGPTError(f"{samples} holds no training sample: give more text, or a smaller --val-fraction")
+        raise TwinGPTError(
+            tr("{samples} holds no training sample: give more text, or a smaller --val-fraction", samples=samples)
+        )
     rows = {name: _write_rows(spools[name], out, name, row, tokenizer.pad_id) for name in SPLITS}
     files = {name: written.split for name, written in rows.items()}
     manifest = _manifest("rows", "qa", dtype, tokenizer, block_size, text_sha256, files)
@@ -360,8 +374,16 @@ def _spool_samples(
             if len(ids) > row:
                 if not allow_long:
                     raise TwinGPTError(
-                        f"{samples}: sample {sample.id} has {len(ids)} tokens, block_size {row - 1} holds {row}: "
-                        f"make the samples again with --block-size {row - 1}, or cut such samples with --allow-long"
+                        tr(
+                            "{samples}: sample {id} has {tokens} tokens, block_size {block_size} holds {room}: "
+                            "make the samples again with --block-size {block_size}, or cut such samples with "
+                            "--allow-long",
+                            samples=samples,
+                            id=sample.id,
+                            tokens=len(ids),
+                            block_size=row - 1,
+                            room=row,
+                        )
                     )
                 truncated += 1
                 ids, counted = ids[:row], None if counted is None else counted[:row]

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, Literal
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.tokens.marks import (
     ANSWER,
     BOS,
@@ -64,9 +65,16 @@ class Sample:
             raw: dict[str, Any] = json.loads(line)
             sample = cls(**raw)
         except (TypeError, ValueError) as error:
-            raise TwinGPTError(f"not a sample ({error}): {line[:80]!r}") from None
+            raise TwinGPTError(tr("not a sample ({error}): {line!r}", error=error, line=line[:80])) from None
         if sample.kind not in ("closed", "open", "summary") or sample.split not in ("train", "val"):
-            raise TwinGPTError(f"not a sample (kind {sample.kind!r}, split {sample.split!r}): {line[:80]!r}")
+            raise TwinGPTError(
+                tr(
+                    "not a sample (kind {kind!r}, split {split!r}): {line!r}",
+                    kind=sample.kind,
+                    split=sample.split,
+                    line=line[:80],
+                )
+            )
         return sample
 
 
@@ -95,13 +103,13 @@ def sample_segments(sample: Sample) -> list[Segment]:
     """The whole sample, [BOS] ... [EOS]. Raises TwinGPTError if a field that its kind needs is missing."""
     if sample.kind == "summary":
         if sample.doc is None:
-            raise TwinGPTError(f"sample {sample.id} of kind summary has no doc")
+            raise TwinGPTError(tr("sample {id} of kind summary has no doc", id=sample.id))
         start = [_mark(BOS, False), _mark(DOC, False), _text(sample.doc, False), _mark(END_DOC, False)]
         opening, closing = _mark(SUMMARY, False), _mark(END_SUMMARY, True)
         return [*start, opening, _text(sample.answer, True), closing, _mark(EOS, True)]
     if sample.question is None:
-        raise TwinGPTError(f"sample {sample.id} of kind {sample.kind} has no question")
+        raise TwinGPTError(tr("sample {id} of kind {kind} has no question", id=sample.id, kind=sample.kind))
     if (sample.doc is None) != (sample.kind == "closed"):
-        raise TwinGPTError(f"sample {sample.id} of kind {sample.kind}: doc and kind disagree")
+        raise TwinGPTError(tr("sample {id} of kind {kind}: doc and kind disagree", id=sample.id, kind=sample.kind))
     prompt = prompt_segments(sample.question, sample.doc)
     return [*prompt, _text(sample.answer, True), _mark(END_ANSWER, True), _mark(EOS, True)]

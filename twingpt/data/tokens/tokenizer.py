@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twingpt.core.errors import TwinGPTError, UsageError
+from twingpt.core.language import os_reason, tr
 from twingpt.data.tokens.marks import BOS, EOS, MIN_VOCAB_SIZE, PAD, SPECIAL_TOKENS
 from twingpt.data.tokens.template import Segment
 
@@ -76,8 +77,9 @@ class TokenStream:
 class Tokenizer:
     """Encodes ordinary text; special tokens come only from `encode_segments` and `id`."""
 
-    def __init__(self, content: str, *, source: str = "the tokenizer", fast: bool = True) -> None:
-        """content: the text of a tokenizer.json. Raises TwinGPTError if twingpt cannot use it."""
+    def __init__(self, content: str, *, source: str = "", fast: bool = True) -> None:
+        """content: the text of a tokenizer.json; source: the file, for a refusal. Raises TwinGPTError if twingpt "
+        "cannot use it."""
         import tokenizers
 
         try:
@@ -85,7 +87,7 @@ class Tokenizer:
         # `tokenizers` raises a bare Exception for everything that is wrong with a file.
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise TwinGPTError(_refusal(source, f"damaged: {reason}")) from None
+            raise TwinGPTError(_refusal(source, tr("damaged: {reason}", reason=reason))) from None
         self._config: dict[str, Any] = json.loads(content)
         problem = _problem(self._config)
         if problem is not None:
@@ -107,15 +109,15 @@ class Tokenizer:
         """Read a tokenizer.json. Raises TwinGPTError if it is missing, damaged or not one of twingpt's."""
         path = Path(path)
         if path.exists() and not path.is_file():
-            raise TwinGPTError(f"{path} is no file: name a tokenizer.json")
+            raise TwinGPTError(tr("{path} is no file: name a tokenizer.json", path=path))
         try:
             content = path.read_bytes().decode("utf-8")
         except FileNotFoundError:
-            raise TwinGPTError(f"{path} does not exist: make it with `twingpt prepare`") from None
+            raise TwinGPTError(tr("{path} does not exist: make it with `twingpt prepare`", path=path)) from None
         except UnicodeDecodeError:
-            raise TwinGPTError(_refusal(str(path), "damaged: not UTF-8")) from None
+            raise TwinGPTError(_refusal(str(path), tr("damaged: not UTF-8"))) from None
         except OSError as error:
-            raise TwinGPTError(f"{path} cannot be read: {error.strerror}") from None
+            raise TwinGPTError(tr("{path} cannot be read: {reason}", path=path, reason=os_reason(error))) from None
         return cls(content, source=str(path), fast=fast)
 
     def save(self, path: Path | str) -> None:
@@ -187,7 +189,9 @@ class Tokenizer:
                 return ids
             return list(self._reference.encode(text, add_special_tokens=False).ids)
         except UnicodeEncodeError as error:
-            raise TwinGPTError(f"text holds a lone surrogate at character {error.start}: it is not UTF-8") from None
+            raise TwinGPTError(
+                tr("text holds a lone surrogate at character {start}: it is not UTF-8", start=error.start)
+            ) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text, uint32."""
@@ -228,7 +232,12 @@ class Tokenizer:
         tokens = [int(token) for token in ids]
         if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocab_size:
             raise TwinGPTError(
-                f"token ids run from {min(tokens)} to {max(tokens)}, the vocabulary has {self.vocab_size}"
+                tr(
+                    "token ids run from {lowest} to {highest}, the vocabulary has {vocab_size}",
+                    lowest=min(tokens),
+                    highest=max(tokens),
+                    vocab_size=self.vocab_size,
+                )
             )
         return b"".join(self._texts[token] for token in tokens if token >= first).decode("utf-8", errors="replace")
 
@@ -254,7 +263,11 @@ class Tokenizer:
 
 
 def _refusal(source: str, reason: str) -> str:
-    return f"{source} is not a tokenizer that twingpt can use ({reason}): make one with `twingpt prepare`"
+    return tr(
+        "{source} is not a tokenizer that twingpt can use ({reason}): make one with `twingpt prepare`",
+        source=source or tr("the tokenizer"),
+        reason=reason,
+    )
 
 
 def _problem(config: dict[str, Any]) -> str | None:
@@ -262,27 +275,32 @@ def _problem(config: dict[str, Any]) -> str | None:
     model, pre_tokenizer = config.get("model") or {}, config.get("pre_tokenizer") or {}
     vocabulary: dict[str, int] = model.get("vocab") or {}
     if model.get("type") != "BPE" or pre_tokenizer.get("type") != "ByteLevel":
-        return "not a byte-level BPE, so it would lose blanks and newlines"
+        return tr("not a byte-level BPE, so it would lose blanks and newlines")
     if pre_tokenizer.get("add_prefix_space") or not pre_tokenizer.get("use_regex", True):
-        return "its ByteLevel is set to other than add_prefix_space=false, use_regex=true"
+        return tr("its ByteLevel is set to other than add_prefix_space=false, use_regex=true")
     changed = [key for key in ("normalizer", "post_processor", "truncation", "padding") if config.get(key)]
     changed += [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if changed:
-        return f"it has a {', '.join(changed)}, which changes the text or the ids"
+        return tr("it has a {changed}, which changes the text or the ids", changed=", ".join(changed))
     if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-        return "damaged: its ids are not 0, 1, 2, ... without a gap"
+        return tr("damaged: its ids are not 0, 1, 2, ... without a gap")
     for token, mark in enumerate(SPECIAL_TOKENS):
         if vocabulary.get(mark) != token:
-            return f"{mark} should have the id {token}, it has {vocabulary.get(mark)}"
+            return tr(
+                "{mark} should have the id {token}, it has {found}",
+                mark=mark,
+                token=token,
+                found=vocabulary.get(mark),
+            )
     added = [(entry.get("id"), entry.get("content")) for entry in config.get("added_tokens") or []]
     if added != list(enumerate(SPECIAL_TOKENS)):
-        return "its special tokens are other ones"
+        return tr("its special tokens are other ones")
     if not all(symbol in vocabulary for symbol in BYTE_SYMBOLS):
-        return "it lacks some of the 256 bytes, so it cannot write every text"
+        return tr("it lacks some of the 256 bytes, so it cannot write every text")
     if not all(
         _BYTE_OF_SYMBOL.keys() >= set(text) for text, token in vocabulary.items() if token >= len(SPECIAL_TOKENS)
     ):
-        return "damaged: a token is not made of bytes"
+        return tr("damaged: a token is not made of bytes")
     return None
 
 
@@ -307,8 +325,12 @@ def train_tokenizer(
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UsageError(
-            f"--vocab-size {vocab_size} is too small: "
-            f"256 bytes and {len(SPECIAL_TOKENS)} special tokens need {MIN_VOCAB_SIZE}"
+            tr(
+                "--vocab-size {vocab_size} is too small: 256 bytes and {special_tokens} special tokens need {least}",
+                vocab_size=vocab_size,
+                special_tokens=len(SPECIAL_TOKENS),
+                least=MIN_VOCAB_SIZE,
+            )
         )
     if engine == "auto":
         engine = "rustbpe" if _importable("rustbpe") else "tokenizers"
@@ -316,8 +338,12 @@ def train_tokenizer(
     tokenizer = Tokenizer(learn(iter(texts), vocab_size))
     if tokenizer.vocab_size < vocab_size and not or_fewer:
         raise TwinGPTError(
-            f"the text supports a vocabulary of {tokenizer.vocab_size} tokens, not {vocab_size}: "
-            f"give --vocab-size {tokenizer.vocab_size} or less, or more text"
+            tr(
+                "the text supports a vocabulary of {vocab_size} tokens, not {vocab_size_2}: "
+                "give --vocab-size {vocab_size} or less, or more text",
+                vocab_size=tokenizer.vocab_size,
+                vocab_size_2=vocab_size,
+            )
         )
     return tokenizer
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import mark, tr
 from twingpt.data.text.forms.fields import Record, is_known, texts
 from twingpt.data.text.forms.form import ReadAs, TextForm, lines
 
@@ -55,14 +56,20 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
     first = next(pieces, "")
     delimiter = _delimiter(first)
     if delimiter is None:
-        raise TwinGPTError(f"{read_as.name} begins with a row of {len(first):,} characters: give it as plain text")
+        raise TwinGPTError(
+            tr(
+                "{name} begins with a row of {length:,} characters: give it as plain text",
+                name=read_as.name,
+                length=len(first),
+            )
+        )
     found = rows(chain([first.lstrip("\ufeff")], pieces), delimiter)
     names = [name.strip() for name in next(found)]
 
     def records() -> Iterator[Record]:
         for row in found:
             if len(row) > len(names):
-                read_as.changes.count("values beyond the last column of a table dropped", len(row) - len(names))
+                read_as.changes.count(mark("values beyond the last column of a table dropped"), len(row) - len(names))
             yield {name: value for name, value in zip(names, row, strict=False) if name}
 
     yield from texts(records(), read_as)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.text.forms.form import ReadAs, ZippedForm
 
 
@@ -18,7 +19,9 @@ def _read(file: IO[bytes], read_as: ReadAs) -> Iterator[str]:
         html = mammoth.convert_to_html(file, convert_image=no_picture).value
     except Exception as error:
         # The library has no error of its own: a damaged part is a KeyError, an ExpatError, a BadZipFile.
-        raise TwinGPTError(f"{read_as.name} is damaged, it cannot be read as DOCX: {error!r}") from None
+        raise TwinGPTError(
+            tr("{name} is damaged, it cannot be read as DOCX: {error!r}", name=read_as.name, error=error)
+        ) from None
     yield laid_out(f"<body>{html}</body>")
 
 

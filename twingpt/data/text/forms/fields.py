@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
+from twingpt.core.language import mark
 from twingpt.data.text.forms.form import ReadAs
 
 Record = Mapping[str, str]
@@ -65,7 +66,7 @@ def texts(records: Iterable[Record], read_as: ReadAs) -> Iterator[str]:
         if parts:
             yield "\n".join(parts) + "\n\n"
         elif any(_LETTER.search(value) for value in record.values()):
-            read_as.changes.count("records without text in the chosen fields")
+            read_as.changes.count(mark("records without text in the chosen fields"))
 
 
 def choose_fields(records: Sequence[Record]) -> list[str]:

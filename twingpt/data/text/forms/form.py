@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import tr
 from twingpt.data.text.changes import Changes
 
 # Forms that can be understood only as a whole are read up to this size.
@@ -15,7 +16,7 @@ class NotReadError(TwinGPTError):
     """A file in a form that twingpt does not read. kind: what it is; way_out: what to do about it."""
 
     def __init__(self, name: str, kind: str, way_out: str) -> None:
-        super().__init__(f"{name} is not read ({kind}): {way_out}")
+        super().__init__(tr("{name} is not read ({kind}): {way_out}", name=name, kind=tr(kind), way_out=tr(way_out)))
         self.kind = kind
         self.way_out = way_out
 
@@ -66,7 +67,12 @@ def whole(pieces: Iterable[str], read_as: ReadAs) -> str:
         size += len(piece)
         if size > LARGEST_WHOLE:
             raise TwinGPTError(
-                f"{read_as.name} is longer than {LARGEST_WHOLE:,} characters, too long for {read_as.form}: split it"
+                tr(
+                    "{name} is longer than {most:,} characters, too long for {form}: split it",
+                    name=read_as.name,
+                    most=LARGEST_WHOLE,
+                    form=read_as.form,
+                )
             )
         found.append(piece)
     return "".join(found).replace("\r\n", "\n").replace("\r", "\n")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from twingpt.core.errors import TwinGPTError
+from twingpt.core.language import mark, tr
 from twingpt.data.text.forms.form import LARGEST_WHOLE, NotReadError, ReadAs, ZippedForm
 
 _SECTION = re.compile(r"Contents/section(\d+)\.xml")
@@ -21,19 +22,27 @@ def _read(file: IO[bytes], read_as: ReadAs) -> Iterator[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             if _locked(archive):
-                raise NotReadError(read_as.name, "HWPX locked with a password", "save it without one")
+                raise NotReadError(read_as.name, mark("HWPX locked with a password"), mark("save it without one"))
             sections = sorted(
                 (int(match[1]), info) for info in archive.infolist() if (match := _SECTION.fullmatch(info.filename))
             )
             for _, info in sections:
                 if info.file_size > LARGEST_WHOLE:
-                    raise TwinGPTError(f"{read_as.name} holds a section of {info.file_size:,} bytes: split it")
+                    raise TwinGPTError(
+                        tr(
+                            "{name} holds a section of {size:,} bytes: split it",
+                            name=read_as.name,
+                            size=info.file_size,
+                        )
+                    )
                 root = etree.fromstring(archive.read(info), parser)
                 for child in root:
                     yield from (f"{text}\n" for text in _paragraph(child))
                 yield "\n"
     except (etree.XMLSyntaxError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise TwinGPTError(f"{read_as.name} is damaged, it cannot be read as HWPX: {error}") from None
+        raise TwinGPTError(
+            tr("{name} is damaged, it cannot be read as HWPX: {error}", name=read_as.name, error=error)
+        ) from None
 
 
 def _locked(archive: zipfile.ZipFile) -> bool:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from twingpt.core.language import mark
 from twingpt.data.text.forms.fields import Record, texts
 from twingpt.data.text.forms.form import ReadAs, TextForm, lines
 
@@ -57,7 +58,7 @@ def _read_lines(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
 def _records_of_lines(found: Iterable[str], read_as: ReadAs) -> Iterator[Record]:
     import ijson
 
-    kind = "lines that are no JSON dropped"
+    kind = mark("lines that are no JSON dropped")
     for line in found:
         line = line.strip("\ufeff \t")
         if not line:
@@ -90,4 +91,4 @@ def _records(events: Iterable[tuple[str, str, Any]]) -> Iterator[dict[str, str]]
 
 
 JSON = TextForm("JSON", _is_json, _read)
-JSON_LINES = TextForm("JSON lines", _is_json_lines, _read_lines)
+JSON_LINES = TextForm(mark("JSON lines"), _is_json_lines, _read_lines)

@@ -6,6 +6,7 @@ A name would become the title of a document and the subject of questions. A day'
 import re
 from collections.abc import Iterator
 
+from twingpt.core.language import mark
 from twingpt.data.text.forms.csv_rows import rows
 from twingpt.data.text.forms.form import ReadAs, TextForm, lines
 
@@ -33,8 +34,8 @@ _NO_WORDS = re.compile(
 )
 _CSV_HEADER = ["Date", "User", "Message"]
 _CSV_FIRST = re.compile(r'\ufeff?"?Date"?,"?User"?,"?Message"?\r?(?:\n|$)')
-_KEPT = "chat messages kept without name and time"
-_DROPPED = "chat lines without a message dropped"
+_KEPT = mark("chat messages kept without name and time")
+_DROPPED = mark("chat lines without a message dropped")
 
 
 def _looks_like(head: str, message: re.Pattern[str]) -> bool:
@@ -99,6 +100,6 @@ def _read_csv(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
             yield from _said(row[2], read_as)
 
 
-WINDOWS = TextForm("KakaoTalk chat (Windows)", lambda head: _looks_like(head, _WINDOWS_MESSAGE), _read_windows)
-MOBILE = TextForm("KakaoTalk chat (Android, iOS)", lambda head: _looks_like(head, _MOBILE_MESSAGE), _read_mobile)
-CSV = TextForm("KakaoTalk chat (CSV)", lambda head: _CSV_FIRST.match(head) is not None, _read_csv)
+WINDOWS = TextForm(mark("KakaoTalk chat (Windows)"), lambda head: _looks_like(head, _WINDOWS_MESSAGE), _read_windows)
+MOBILE = TextForm(mark("KakaoTalk chat (Android, iOS)"), lambda head: _looks_like(head, _MOBILE_MESSAGE), _read_mobile)
+CSV = TextForm(mark("KakaoTalk chat (CSV)"), lambda head: _CSV_FIRST.match(head) is not None, _read_csv)

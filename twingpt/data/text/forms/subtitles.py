@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from twingpt.core.language import mark
 from twingpt.data.text.forms.form import ReadAs, TextForm, whole
 
 # Silence that a scene ends in, in milliseconds.
@@ -34,7 +35,7 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
         if said and said != before:
             yield f"{said}\n"
             before = said
-    read_as.changes.count("subtitles read without numbers and times")
+    read_as.changes.count(mark("subtitles read without numbers and times"))
 
 
 SUBTITLES = TextForm("subtitles", lambda head: _format(head) is not None, _read)

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 
-_PICTURE = ("picture", "type its text, or recognise it with a program for that (OCR)")
-_SOUND = ("sound or video", "write down what is said, or give its subtitles")
-_ARCHIVE = ("archive that is no zip", "unpack it, or pack it as .zip")
-_PROGRAM = ("program text or settings", "name the file itself to have it read as text")
-_OLD_OFFICE = ("file of an old Office", "save it as DOCX, a table as CSV")
-_HWP = ("HWP", "save it as HWPX or as text in Hancom Office")
+from twingpt.core.language import mark
+
+_PICTURE = (mark("picture"), mark("type its text, or recognise it with a program for that (OCR)"))
+_SOUND = (mark("sound or video"), mark("write down what is said, or give its subtitles"))
+_ARCHIVE = (mark("archive that is no zip"), mark("unpack it, or pack it as .zip"))
+_PROGRAM = (mark("program text or settings"), mark("name the file itself to have it read as text"))
+_OLD_OFFICE = (mark("file of an old Office"), mark("save it as DOCX, a table as CSV"))
+_HWP = ("HWP", mark("save it as HWPX or as text in Hancom Office"))
 
 # First bytes, and how far into the file they stand.
 _MAGIC: tuple[tuple[int, bytes, tuple[str, str]], ...] = (
-    (0, b"%PDF-", ("PDF", "export it as text or DOCX first")),
+    (0, b"%PDF-", ("PDF", mark("export it as text or DOCX first"))),
     (0, b"HWP Document File", _HWP),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", _OLD_OFFICE),
     (0, b"\x89PNG", _PICTURE),
@@ -32,14 +34,14 @@ _MAGIC: tuple[tuple[int, bytes, tuple[str, str]], ...] = (
     (0, b"7z\xbc\xaf'\x1c", _ARCHIVE),
     (0, b"Rar!", _ARCHIVE),
     (257, b"ustar", _ARCHIVE),
-    (0, b"SQLite format 3", ("database", "export its tables as CSV")),
+    (0, b"SQLite format 3", (mark("database"), mark("export its tables as CSV"))),
 )
 # Names that a zip of this form has in it.
 _ZIPPED: tuple[tuple[str, tuple[str, str]], ...] = (
-    ("xl/workbook.xml", ("Excel table", "save it as CSV")),
-    ("ppt/presentation.xml", ("PowerPoint slides", "export them as text or DOCX")),
-    ("META-INF/container.xml", ("EPUB book", "convert it to HTML or text first")),
-    ("content.xml", ("OpenDocument file", "save it as DOCX, a table as CSV")),
+    ("xl/workbook.xml", (mark("Excel table"), mark("save it as CSV"))),
+    ("ppt/presentation.xml", (mark("PowerPoint slides"), mark("export them as text or DOCX"))),
+    ("META-INF/container.xml", (mark("EPUB book"), mark("convert it to HTML or text first"))),
+    ("content.xml", (mark("OpenDocument file"), mark("save it as DOCX, a table as CSV"))),
 )
 _PICTURES = "png jpg jpeg gif bmp webp heic tif tiff svg ico"
 _SOUNDS = "mp3 m4a wav mp4 mov avi mkv"

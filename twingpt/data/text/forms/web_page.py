@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterator
 
+from twingpt.core.language import mark
 from twingpt.data.text.forms.form import ReadAs, TextForm, whole
 
 _PAGE = re.compile(
@@ -43,10 +44,10 @@ def _read(pieces: Iterator[str], read_as: ReadAs) -> Iterator[str]:
     everything = laid_out(html)
     main = _main_text(html)
     if len(main) < _LEAST_SHARE * len(everything):
-        read_as.changes.count("web pages read whole, as no main text stands out")
+        read_as.changes.count(mark("web pages read whole, as no main text stands out"))
         yield everything
         return
-    read_as.changes.count("web pages read without menus, comments and other matter around their text")
+    read_as.changes.count(mark("web pages read without menus, comments and other matter around their text"))
     yield main
 
 
