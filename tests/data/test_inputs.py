@@ -101,7 +101,7 @@ def test_the_report_tells_which_file_was_read_as_what(tmp_path: Path, korean_tex
     (folder / "a.pdf").write_bytes(UNREAD["a.pdf"])
     rows = "\n".join(f'{{"id": {n}, "text": "{n}번째 이야기는 이렇게 끝났습니다."}}' for n in range(3))
     (folder / "stories.jsonl").write_text(rows, encoding="utf-8")
-    settings = PrepareSettings(dedup=False)
+    settings = PrepareSettings(template="plain", separator="blank-line", dedup=False)
     report = prepare([str(folder)], tmp_path / "data", settings, stages=("clean",), workers=1).report["clean"]
     told = [(Path(one["name"]).name, one["form"], one["documents"], one.get("fields")) for one in report["read_as"]]
     assert told == [
