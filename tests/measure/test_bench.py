@@ -105,7 +105,7 @@ def test_bfloat16_is_measured_on_a_gpu_or_when_asked_for(
 def test_nothing_measured_is_an_error(spec: GPTSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_run, "in_fresh_process", _fake("cpu", broken="mlx"))
     request = BenchRequest(spec=spec, config=TrainConfig(), backends=["mlx"], precisions=[])
-    with pytest.raises(TwinGPTError, match="mlx in float32: its process was ended by SIGABRT"):
+    with pytest.raises(TwinGPTError, match="mlx, float32: its process was ended by SIGABRT"):
         run_bench(request, lambda _: None)
 
 
