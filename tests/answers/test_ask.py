@@ -255,3 +255,8 @@ def test_a_line_that_only_announces_is_neither_summary_nor_detail(tmp_path: Path
         answer = ask_library(library, "회의실을 예약하는 방법은 무엇인가요?")
     told = [line for name in ("요약", "체크리스트", "상세 설명") for line in answer.sections[name]]
     assert told == ["- 화면에서 날짜를 고르면 회의실이 예약됩니다. [1]"]
+
+
+def test_a_question_of_the_title_alone_is_answered_by_that_document(library: Library) -> None:
+    summary = ask_library(library, "지진이 나면 어떻게 하나요?").sections["요약"]
+    assert len(summary) == 3 and all(line.endswith(" [1]") for line in summary)

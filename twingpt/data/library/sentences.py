@@ -49,6 +49,8 @@ def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -
     NEAR the best does not count: otherwise a stray sentence with the question's words stands beside the answer.
     """
     best = max((passage.score for passage in passages), default=0.0)
+    if passages and _names_only(question, passages[0]):
+        passages = passages[:1]
     found = [
         (i, sentence)
         for i, passage in enumerate(passages)
@@ -63,6 +65,15 @@ def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -
         for (i, sentence), words, runs, central in zip(found, by_terms, by_runs, _central(texts), strict=True)
     ]
     return sorted(scored, key=lambda one: -one.score)[:limit]
+
+
+def _names_only(question: str, passage: Passage) -> bool:
+    """Whether a question asks for no more than the passage's title says: then another's sentences are beside the point.
+
+    A word of one syllable is left of a verb: what is left of "지진이 나면 어떻게 하나요?" is 지진 and 나.
+    """
+    asked = {term for term in question_terms(question) if len(term) > 1}
+    return bool(asked) and asked <= set(terms(passage.title))
 
 
 def _by_terms(question: str, texts: Sequence[str], titles: Sequence[str]) -> list[float]:
