@@ -58,11 +58,12 @@ def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -
         for sentence in sentences(passage.text)
     ]
     texts = [sentence for _, sentence in found]
-    by_terms = _by_terms(question, texts, [passages[i].title for i, _ in found])
+    words = [terms(text) for text in texts]
+    by_terms = _by_terms(question, words, [passages[i].title for i, _ in found])
     by_runs = _by_runs(question, texts)
     scored = [
-        FoundSentence(i, sentence, (words + ALIKE * runs + CENTRAL * central) * (passages[i].score / best) ** SHARPNESS)
-        for (i, sentence), words, runs, central in zip(found, by_terms, by_runs, _central(texts), strict=True)
+        FoundSentence(i, sentence, (fit + ALIKE * runs + CENTRAL * central) * (passages[i].score / best) ** SHARPNESS)
+        for (i, sentence), fit, runs, central in zip(found, by_terms, by_runs, _central(words), strict=True)
     ]
     return sorted(scored, key=lambda one: -one.score)[:limit]
 
@@ -70,19 +71,18 @@ def best_sentences(question: str, passages: Sequence[Passage], limit: int = 3) -
 def _names_only(question: str, passage: Passage) -> bool:
     """Whether a question asks for no more than the passage's title says: then another's sentences are beside the point.
 
-    A word of one syllable is left of a verb: what is left of "지진이 나면 어떻게 하나요?" is 지진 and 나.
+    A word of one syllable does not count: it is mostly what is left of a verb.
     """
     asked = {term for term in question_terms(question) if len(term) > 1}
     return bool(asked) and asked <= set(terms(passage.title))
 
 
-def _by_terms(question: str, texts: Sequence[str], titles: Sequence[str]) -> list[float]:
-    """BM25 of each sentence among all of them. titles: of their passages, the best passage's first.
+def _by_terms(question: str, words: Sequence[Sequence[str]], titles: Sequence[str]) -> list[float]:
+    """BM25 of each sentence, given by its terms, among all of them. titles: of their passages, the best one's first.
 
     The best passage's title says what it is about, not which sentence of it is asked for: its terms tell its sentences
     from those of other documents, each of which has them if its title does, and not from each other.
     """
-    words = [terms(text) for text in texts]
     asked, named = set(question_terms(question)), [set(terms(title)) for title in titles]
     subject = asked & named[0] if named else set()
     weights = _rarity(asked - subject or asked, [set(each) for each in words])
@@ -95,12 +95,12 @@ def _by_terms(question: str, texts: Sequence[str], titles: Sequence[str]) -> lis
     ]
 
 
-def _central(texts: Sequence[str]) -> list[float]:
+def _central(words: Sequence[Sequence[str]]) -> list[float]:
     """How many of its terms each sentence shares with others, for its length, from 0 to 1 (after PEGASUS's choice of
     gap sentences, Zhang and others, arXiv 1912.08777)."""
-    words = [set(terms(text)) for text in texts]
-    holders = Counter(term for each in words for term in each)
-    shared = [sum(holders[term] > 1 for term in each) / math.sqrt(len(each) + 1) for each in words]
+    once = [set(each) for each in words]
+    holders = Counter(term for each in once for term in each)
+    shared = [sum(holders[term] > 1 for term in each) / math.sqrt(len(each) + 1) for each in once]
     most = max(shared, default=0.0) or 1.0
     return [one / most for one in shared]
 
